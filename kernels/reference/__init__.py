@@ -1,0 +1,8 @@
+"""The reference backend: numpy, any float dtype, the shortest correct body of each kernel.
+
+It is the executable definition. In float64 it is the truth that all other kernels are held against.
+"""
+
+from tinynet.kernels.reference import conv2d, matmul, pool2d
+
+__all__ = ["conv2d", "matmul", "pool2d"]

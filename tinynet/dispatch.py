@@ -1,0 +1,198 @@
+"""Who runs a kernel: devices, their implementations, and how to choose another one.
+
+An op asks the namespace `k` of its tensors' device for a kernel by name. Which function
+answers: `with use(conv2d="cpu.loops")` first, then the environment variable
+TINYNET_KERNELS ("conv2d=cpu.loops,matmul=reference"), then the device's default, which is
+the implementation that its backend registers first. Nothing falls back in silence: what
+can't be run is an error that says why.
+
+Next on the walk: kernels/contract.py, what every kernel promises.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+import numpy as np
+
+from tinynet.kernels.contract import CONTRACTS, IMPLEMENTATIONS
+
+
+@dataclass(frozen=True)
+class Device:
+    """One place to compute. `needs` is the package its backend imports; its arrays live in `memory`."""
+
+    name: str
+    backend: str
+    needs: str
+    install: str
+    memory: str
+    description: str
+
+    @property
+    def reason(self) -> str | None:
+        """Why the device can't be used here, and what to do; None if it can."""
+        try:
+            found = find_spec(self.needs) is not None
+        except (ImportError, ValueError):  # a package that is half there
+            found = False
+        return None if found else f"{self.needs} is not installed; {self.install}"
+
+
+_DEVICES = {
+    "cpu": Device("cpu", "tinynet.kernels.cpu", "numba", "pip install numba", "host", "kernels compiled by numba"),
+    "reference": Device("reference", "tinynet.kernels.reference", "numpy", "pip install numpy", "host", "numpy, the executable definition"),
+}
+
+
+def devices() -> dict[str, str | None]:
+    """Every device by name, with None if it is ready or the reason why it is not."""
+    return {name: device.reason for name, device in _DEVICES.items()}
+
+
+def check_device(name: str) -> Device:
+    if name not in _DEVICES:
+        raise ValueError(f"there is no device {name!r}; choose from {', '.join(map(repr, _DEVICES))}")
+    return _DEVICES[name]
+
+
+def array_module(device: str):
+    """The numpy of the device."""
+    return np
+
+
+def to_host(array) -> np.ndarray:
+    """The array as numpy's; not copied if it is already on the host."""
+    return np.asarray(array)
+
+
+def from_host(array: np.ndarray, device: str):
+    return array
+
+
+_loaded: set[str] = set()  # devices whose backend is imported, and so registered
+
+
+def _registered(device: str) -> dict:
+    if device not in _loaded:
+        found = check_device(device)
+        try:
+            import_module(found.backend)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("tinynet"):
+                raise
+            raise ModuleNotFoundError(
+                f"device {device!r} needs {error.name}, which is not installed; {found.install}, "
+                "or compute on device 'reference' (numpy alone): tensor(..., device='reference') or .to('reference')",
+                name=error.name,
+            ) from None
+        _loaded.add(device)
+    return IMPLEMENTATIONS
+
+
+def variants(name: str, device: str) -> list[str]:
+    """The variants of a kernel on a device, the default first."""
+    return list(_registered(device).get((name, device), {}))
+
+
+def find(name: str, path: str):
+    """The implementation that `path` ("reference", "cpu.loops") means for kernel `name`."""
+    if name not in CONTRACTS:
+        raise ValueError(f"there is no kernel {name!r}; the kernels are {', '.join(CONTRACTS)}")
+    if not isinstance(path, str):
+        raise TypeError(f"{name}: a kernel is chosen by its path, reference or cpu.loops for example; got {path!r}")
+    device, _, variant = path.partition(".")
+    found = _registered(device).get((name, device), {})
+    if not found:
+        able = sorted({d for n, d in IMPLEMENTATIONS if n == name})
+        raise LookupError(f"device {device!r} has no kernel {name!r}; {', '.join(able) or 'no device that is loaded'} has one")
+    if variant and variant not in found:
+        raise ValueError(f"kernel {name} has no variant {path!r}; on {device} there are {', '.join(i.path for i in found.values())}")
+    return found[variant] if variant else next(iter(found.values()))
+
+
+# One entry for each `with use(...)` around us, the innermost last, with what the outer ones chose.
+_chosen: ContextVar[tuple[dict, ...]] = ContextVar("tinynet_kernels", default=({},))
+
+
+class use:
+    """`with use(conv2d="cpu.loops", conv2d_dw="reference"):` runs these kernels in place of the defaults,
+    in this thread. Raises ValueError at once for a kernel, device or variant that doesn't exist.
+    """
+
+    def __init__(self, **choices: str):
+        self.choices = {name: find(name, path) for name, path in choices.items()}
+
+    def __enter__(self):
+        around = _chosen.get()
+        _chosen.set((*around, {**around[-1], **self.choices}))
+        return self
+
+    def __exit__(self, *_):
+        _chosen.set(_chosen.get()[:-1])
+
+
+_environment: tuple[str, dict] = ("", {})  # the text of TINYNET_KERNELS when it was last read, and what it chose
+
+
+def _from_environment() -> dict:
+    """TINYNET_KERNELS, parsed again only when it changes."""
+    global _environment
+    text = os.environ.get("TINYNET_KERNELS", "")
+    known, choices = _environment
+    if text != known:
+        choices = {}
+        for entry in filter(None, (part.strip() for part in text.split(","))):
+            name, equals, path = (part.strip() for part in entry.partition("="))
+            if not equals:
+                raise ValueError(f"TINYNET_KERNELS: expected entries like conv2d=cpu.loops, separated by commas; got {entry!r}")
+            try:
+                choices[name] = find(name, path)
+            except (ValueError, LookupError) as error:
+                raise ValueError(f"TINYNET_KERNELS: {error.args[0]}") from None
+        _environment = (text, choices)
+    return choices
+
+
+def implementation(name: str, device: str):
+    """The implementation that answers for kernel `name` on `device` now."""
+    chosen = _chosen.get()[-1].get(name) or _from_environment().get(name) or find(name, device)
+    if _DEVICES[chosen.device].memory != _DEVICES[device].memory:
+        raise ValueError(f"{name}: {chosen.path} was chosen, which can't read the tensors' memory on {device}; move them with .to({chosen.device!r})")
+    return chosen
+
+
+class Kernels:
+    """The namespace `k` that an op sees: `k.conv2d(x, weight, bias, stride=...)` runs a kernel, `k.xp` is the array module."""
+
+    def __init__(self, device: str):
+        self.device = device
+        self.xp = array_module(device)
+
+    def __getattr__(self, name: str):
+        if name not in CONTRACTS:
+            raise AttributeError(f"there is no kernel {name!r}; the kernels are {', '.join(CONTRACTS)}")
+        spec, device, empty = CONTRACTS[name].spec, self.device, self.xp.empty
+
+        def launch(*arrays, **parameters):
+            outputs = tuple(empty(shape, dtype) for shape, dtype in spec(*arrays, **parameters).outputs)
+            out = outputs if len(outputs) > 1 else outputs[0]
+            implementation(name, device).function(*arrays, **parameters, out=out)
+            return out
+
+        self.__dict__[name] = launch  # found at once from now on
+        return launch
+
+
+_kernels: dict[str, Kernels] = {}
+
+
+def kernels(device: str) -> Kernels:
+    if device not in _kernels:
+        check_device(device)
+        _kernels[device] = Kernels(device)
+    return _kernels[device]
