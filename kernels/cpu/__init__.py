@@ -1,0 +1,9 @@
+"""The CPU backend: kernels that numba compiles for this machine's vector units and cores.
+
+Compilations happen at the first call for a dtype, are announced on stderr while they run,
+and are kept on disk (NUMBA_CACHE_DIR, or `__pycache__` beside the source).
+"""
+
+from tinynet.kernels.cpu import conv2d, matmul, pool2d
+
+__all__ = ["conv2d", "matmul", "pool2d"]

@@ -1,0 +1,110 @@
+"""How kernels are compiled: numba's settings, the announcement, and what arrays look like to a kernel.
+
+fastmath is off but for `contract`: a multiplication and an addition may become one FMA, which
+only removes a rounding. Sums that a loop carries in one scalar (dot products) also allow
+`reassoc`, so that they can run in vector lanes; the oracle's bound holds for any order.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from functools import wraps
+
+import numba
+import numpy as np
+from numba.core import event
+
+_SETTINGS = dict(cache=True, nogil=True, error_model="numpy")
+
+# A loop body that other kernels call, compiled into them.
+inline = numba.njit(fastmath={"contract"}, **_SETTINGS)
+
+# numba's workqueue, which it takes where there is no OpenMP, ends the process when two Python threads
+# launch at once: there, one waits for the other. (Asking for the number of threads loads the layer.)
+numba.get_num_threads()
+_one_at_a_time = threading.Lock() if numba.threading_layer() == "workqueue" else None
+
+
+def _launched_safely(kernel):
+    if _one_at_a_time is None:
+        return kernel
+
+    @wraps(kernel)
+    def launch(*arguments):
+        with _one_at_a_time:
+            return kernel(*arguments)
+
+    return launch
+
+
+def parallel(function):
+    """A kernel: its prange loop runs on all threads."""
+    return _launched_safely(numba.njit(parallel=True, fastmath={"contract"}, **_SETTINGS)(function))
+
+
+def parallel_dot(function):
+    """A kernel with sums that a loop carries in one scalar."""
+    return _launched_safely(numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, **_SETTINGS)(function))
+
+
+def readable(a: np.ndarray) -> np.ndarray:
+    """The array as every kernel gets its inputs: contiguous and read-only.
+
+    numba compiles anew for each kind of array, and refuses to compile a kernel that writes
+    to a read-only one: so there is one compilation a dtype, and the contract's "inputs are
+    never written" is checked by the compiler.
+    """
+    view = np.ascontiguousarray(a).view()
+    view.flags.writeable = False
+    return view
+
+
+def chunks(count: int, least: int) -> int:
+    """Into how many parts to cut `count` equal pieces of work, each at least `least` long, for the threads."""
+    return max(1, min(numba.get_num_threads() * 4, count // max(least, 1)))
+
+
+class _Announcer(event.Listener):
+    """Says on stderr what numba compiles and how long it took: the first call of a kernel is slow only once."""
+
+    def __init__(self):
+        self.depth = 0
+
+    def on_start(self, happened):
+        self.depth += 1
+        if self.depth == 1:
+            self.began = time.perf_counter()
+            self._say(f"tinynet: compiling {_title(happened)} (once; it is kept on disk) ...")
+
+    def on_end(self, happened):
+        self.depth -= 1
+        if self.depth == 0:
+            self._say(f" {time.perf_counter() - self.began:.1f} s\n")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        if os.environ.get("TINYNET_QUIET") != "1":
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _title(happened) -> str:
+    function = happened.data["dispatcher"].py_func
+    kinds = {str(a.dtype) for a in happened.data["args"] if hasattr(a, "dtype")} & {"float32", "float64"}
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__} for the CPU" + "".join(f", {k}" for k in sorted(kinds))
+
+
+def _is_ours(happened) -> bool:
+    return happened.data["dispatcher"].py_func.__module__.startswith("tinynet.kernels")
+
+
+class _Ours(_Announcer):
+    def notify(self, happened):
+        if _is_ours(happened):
+            super().notify(happened)
+
+
+event.register("numba:compile", _Ours())
