@@ -1,0 +1,107 @@
+"""Keeps arrays that a graph has saved from being edited under it.
+
+A gradient computed from an edited array would be wrong without a sign. So the memory that
+is saved for `backward` is read-only until its graph is released, and numpy refuses the edit
+where it happens: "assignment destination is read-only". Optimisers and `load_state_dict`
+edit parameters on purpose: they say so with `writable`, which counts the edit, and a graph
+that saved the values before it refuses to run backward.
+
+Both hold for the owner of the memory, so that a tensor, its `detach()` and its views are
+one. What numpy can't do: other views that were taken earlier stay writable, and so does
+memory that another library owns (there, as on a GPU, only edits with `writable` are noticed).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from contextlib import contextmanager
+
+import numpy as np
+
+
+class Hold:
+    """Memory that graphs hold: how many of them, how often it was edited since, and what was made read-only."""
+
+    __slots__ = ("owner", "graphs", "edits", "closed")
+
+    def __init__(self, owner):
+        self.owner = owner  # kept alive here, so that no other array gets its id
+        self.graphs = 0
+        self.edits = 0
+        self.closed: list = []  # arrays made read-only, the owner first: a view can't be writable before it
+        # numpy gives write permission back only where it owns the memory
+        if isinstance(owner, np.ndarray) and owner.base is None and owner.flags.writeable:
+            owner.setflags(False)
+            self.closed.append(owner)
+
+
+_holds: dict[int, Hold] = {}  # by the id of the owner
+_mutex = threading.Lock()
+_let_go: deque[Hold] = deque()  # released, but not yet counted
+
+
+def owner_of(array):
+    """The array whose memory this one is a view of; itself if it is none."""
+    while array.base is not None and isinstance(array.base, (np.ndarray, type(array))):
+        array = array.base
+    return array
+
+
+def hold(array) -> Hold:
+    """Makes the array and its owner read-only for one more graph, which gives the hold back to `release`."""
+    owner = owner_of(array)
+    with _mutex:
+        held = _holds.get(id(owner))
+        if held is None:
+            held = _holds[id(owner)] = Hold(owner)
+        held.graphs += 1
+        if array is not owner and held.closed and array.flags.writeable:
+            array.setflags(False)
+            held.closed.append(array)
+    if _let_go:
+        _settle()
+    return held
+
+
+def release(held: Hold) -> None:
+    """One graph lets go; with the last one the arrays can be written again."""
+    _let_go.append(held)
+    _settle()
+
+
+def _settle() -> None:
+    # The garbage collector may end a graph, and so call `release`, anywhere: in the middle of `hold`
+    # too. So nobody waits for the mutex here: who has it counts what others have left, before or after.
+    while _let_go and _mutex.acquire(False):
+        try:
+            while _let_go:
+                held = _let_go.popleft()
+                held.graphs -= 1
+                if not held.graphs:
+                    del _holds[id(held.owner)]
+                    _set_writable(held, True)
+        finally:
+            _mutex.release()
+
+
+def _set_writable(held: Hold, wanted: bool) -> None:
+    for array in held.closed:
+        array.setflags(wanted)
+
+
+@contextmanager
+def writable(tensor):
+    """Yields the tensor's array for an edit in place, and marks older graphs as stale."""
+    key = id(owner_of(tensor.data))
+    with _mutex:
+        if key in _holds:
+            _set_writable(_holds[key], True)
+    try:
+        yield tensor.data
+    finally:
+        with _mutex:
+            if key in _holds:
+                _holds[key].edits += 1
+                _set_writable(_holds[key], False)
+        _settle()

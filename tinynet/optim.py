@@ -1,0 +1,104 @@
+"""Optimisers: how a parameter follows its gradient. Updates are in place and ask for no memory but their state.
+
+    SGD    v = momentum * v + g;  w -= lr * v          (Nesterov: w -= lr * (g + momentum * v))
+    Adam   m = b1*m + (1-b1)*g;  s = b2*s + (1-b2)*g*g;  w -= lr * m/(1-b1^t) / (sqrt(s/(1-b2^t)) + eps)
+    AdamW  Adam, and before it w -= lr * weight_decay * w
+
+SGD and Adam add weight_decay * w to the gradient first. These are PyTorch's forms and defaults.
+Sources: Sutskever et al. 2013 (momentum), Kingma & Ba 2015 (Adam), Loshchilov & Hutter 2019 (AdamW).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tinynet import guard
+from tinynet.dispatch import array_module
+from tinynet.tensor import Tensor
+
+
+class Optimizer:
+    def __init__(self, parameters: Iterable[Tensor], **options: float):
+        name = type(self).__name__
+        if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+            raise TypeError(f"{name}: expected a list of parameters; got one {type(parameters).__name__}; pass model.parameters() or a list")
+        self.parameters = list(parameters)
+        if not self.parameters:
+            raise ValueError(f"{name}: no parameters were given; pass model.parameters()")
+        for p in self.parameters:
+            if not isinstance(p, Tensor) or not p.requires_grad or p.node is not None:
+                raise TypeError(f"{name}: every parameter must be a leaf Tensor that requires a gradient, like nn.Parameter; got {p!r}")
+        if len({id(p) for p in self.parameters}) < len(self.parameters):
+            raise ValueError(f"{name}: a parameter is there twice and would be updated twice; pass model.parameters(), which names each once")
+        for option, value in options.items():
+            if not value >= 0:
+                raise ValueError(f"{type(self).__name__}: {option} must be >= 0; got {value}")
+        self.state: list[dict] = [{} for _ in self.parameters]
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Updates every parameter that has a gradient."""
+        for parameter, state in zip(self.parameters, self.state):
+            if parameter.grad is not None:
+                with guard.writable(parameter) as w:
+                    self.update(array_module(parameter.device), w, parameter.grad, state)
+
+    def update(self, xp, w, g, state: dict) -> None:
+        raise TypeError(f"{type(self).__name__} has no update(); an Optimizer must define one")
+
+
+class SGD(Optimizer):
+    def __init__(self, parameters, lr: float = 0.01, *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0):
+        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        if nesterov and not momentum:
+            raise ValueError("SGD: nesterov needs momentum > 0")
+        self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
+
+    def update(self, xp, w, g, state):
+        if self.weight_decay:
+            g = g + self.weight_decay * w
+        if self.momentum:
+            if "v" not in state:
+                state["v"] = xp.zeros_like(w)
+            v = state["v"]
+            v *= self.momentum
+            v += g
+            g = g + self.momentum * v if self.nesterov else v
+        w -= self.lr * g
+
+
+class Adam(Optimizer):
+    decoupled = False  # weight decay goes through the gradient
+
+    def __init__(self, parameters, lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0):
+        super().__init__(parameters, lr=lr, eps=eps, weight_decay=weight_decay)
+        if not all(0 <= b < 1 for b in betas):
+            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1); got {betas}")
+        self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
+
+    def update(self, xp, w, g, state):
+        if not state:
+            state.update(m=xp.zeros_like(w), s=xp.zeros_like(w), t=0)
+        b1, b2 = self.betas
+        state["t"] += 1
+        if self.weight_decay and self.decoupled:
+            w *= 1 - self.lr * self.weight_decay
+        elif self.weight_decay:
+            g = g + self.weight_decay * w
+        m, s = state["m"], state["s"]
+        m *= b1
+        m += (1 - b1) * g
+        s *= b2
+        s += (1 - b2) * g * g
+        first, second = 1 - b1 ** state["t"], 1 - b2 ** state["t"]
+        w -= (self.lr / first) * m / (xp.sqrt(s / second) + self.eps)
+
+
+class AdamW(Adam):
+    decoupled = True
+
+    def __init__(self, parameters, lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.01):
+        super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)

@@ -1,0 +1,145 @@
+"""The tape: what an op leaves behind for its gradients, and the walk back from a result to its leaves.
+
+A Node is one application of an op. Its edges lead to where the inputs came from: to the node
+that made one, to a leaf (a tensor nobody computed) or, where no gradient is needed, to None.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from tinynet import guard
+
+
+class Node:
+    __slots__ = ("op", "k", "edges", "shapes", "saved", "holds", "__weakref__")
+
+    def __init__(self, op, k, tensors, arrays, out, parameters: dict, saved: dict):
+        self.op, self.k = op, k
+        self.edges = [(t.node or t) if t is not None and t.requires_grad else None for t in tensors]
+        self.shapes = [getattr(a, "shape", ()) for a in arrays]
+        self.saved, self.holds = {}, []
+        for name, edge in zip(op.inputs, self.edges):
+            if edge is None:
+                continue
+            if name not in op.gradients:
+                raise TypeError(f"{op.name}: there is no gradient for {name}; write one with @{op.name}.gradient({name!r}), or pass {name}.detach()")
+            for wanted in op.gradients[name][1]:
+                if wanted in self.saved:
+                    continue
+                if wanted in op.inputs:
+                    place = op.inputs.index(wanted)
+                    value = arrays[place]
+                    if tensors[place] is None and isinstance(value, k.xp.ndarray):
+                        value = value.copy()  # the caller's own array, theirs to edit before backward
+                else:
+                    value = out if wanted == "out" else _known(wanted, op, saved, parameters)
+                self.saved[wanted] = value
+                if isinstance(value, k.xp.ndarray):
+                    held = guard.hold(value)
+                    self.holds.append((wanted, held, held.edits))
+
+    def pull_back(self, dy, retain: bool) -> list[tuple]:
+        """(edge, gradient) for each input that needs one, from the gradient of the result."""
+        if self.saved is None:
+            raise RuntimeError(f"backward: the graph through {self.op.name} was already used and released; compute the result again, or call backward(retain_graph=True) the first time")
+        for name, held, edits in self.holds:
+            if held.edits != edits:
+                raise RuntimeError(
+                    f"backward: {name} of {self.op.name} (shape {self.saved[name].shape}) was changed in place (by an optimiser step or load_state_dict) after it was saved; call backward before the change, or compute the result again"
+                )
+        shares = []
+        for name, edge, shape in zip(self.op.inputs, self.edges, self.shapes):
+            if edge is not None:
+                function, asked = self.op.gradients[name]
+                share = function(self.k, dy, **{wanted: self.saved[wanted] for wanted in asked})
+                if share.shape != shape:
+                    share = _summed_to(share, shape, self.op.name)
+                shares.append((edge, np.asarray(share) if isinstance(share, np.generic) else share))
+        if not retain:
+            self.release()
+        return shares
+
+    def release(self) -> None:
+        """Lets go of everything that was saved, and of the graph behind."""
+        holds, self.saved, self.holds, self.edges = self.holds, None, (), ()
+        for _, held, _ in holds:
+            guard.release(held)
+
+    def __del__(self):
+        # A graph that nobody ran backward through: its arrays must become writable again.
+        for _, held, _ in getattr(self, "holds", ()):
+            guard.release(held)
+
+
+def _known(name: str, op, saved: dict, parameters: dict):
+    for values in (saved, parameters, op.defaults):
+        if name in values:
+            return values[name]
+    raise TypeError(f"{op.name}: a gradient asks for {name!r}, which is neither an input ({', '.join(op.inputs)}), nor a parameter, nor saved by the forward")
+
+
+def backward(root, dy, retain: bool) -> None:
+    """Hands `dy` down from `root`, a node or a leaf, and adds what arrives to the `grad` of the leaves."""
+    if not isinstance(root, Node):
+        _add_to_grad(root, dy, shared=True)
+        return
+    # A node may run only when all its consumers have handed it their share: with
+    # b = a + a; c = b + b; d = c + b, running b before c would lose c's share of it. So
+    # count the consumers of each node first, then run a node when its count is down to 0.
+    waiting = _count_consumers(root)
+    shares = {root: dy}
+    ready = [root]
+    while ready:
+        node = ready.pop()
+        dy = shares.pop(node)
+        for edge, share in node.pull_back(dy, retain):
+            if not isinstance(edge, Node):
+                _add_to_grad(edge, share, shared=share is dy)
+                continue
+            shares[edge] = shares[edge] + share if edge in shares else share
+            waiting[edge] -= 1
+            if waiting[edge] == 0:
+                ready.append(edge)
+
+
+def _count_consumers(root: Node) -> dict[Node, int]:
+    """How many edges lead to each node from the nodes that `root` was computed from (without recursion:
+    a graph may be many thousands of nodes deep)."""
+    counts = {root: 0}
+    stack = [root]
+    while stack:
+        for edge in stack.pop().edges:
+            if isinstance(edge, Node):
+                if edge not in counts:
+                    counts[edge] = 0
+                    stack.append(edge)
+                counts[edge] += 1
+    return counts
+
+
+_adding = threading.Lock()  # two threads may meet in one leaf
+
+
+def _add_to_grad(leaf, share, shared: bool) -> None:
+    # `grad` is always an array of its own, so that editing one in place (clipping, say) never changes
+    # another: what a gradient function passed on (`shared`), or a view, or a read-only array, is copied.
+    with _adding:
+        if leaf.grad is not None:
+            leaf.grad = leaf.grad + share
+        elif shared or share.base is not None or not share.flags.c_contiguous or not getattr(share.flags, "writeable", True):
+            leaf.grad = share.copy()
+        else:
+            leaf.grad = share
+
+
+def _summed_to(share, shape: tuple[int, ...], name: str):
+    """An input that was broadcast was used many times: its gradient is the sum over those uses."""
+    extra = share.ndim - len(shape)
+    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and share.shape[extra + i] != 1)
+    summed = share.sum(axis=axes).reshape(shape) if extra >= 0 and axes else share
+    if summed.shape != shape:
+        raise RuntimeError(f"{name}: a gradient function returned shape {share.shape} for an input of shape {shape}")
+    return summed
