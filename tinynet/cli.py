@@ -1,0 +1,226 @@
+"""The command line: `tinynet compare`, `tinynet train`, `tinynet doctor`. Exit code 0 only if every check passed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(help="A small autograd engine, held against TensorFlow, Keras and PyTorch.", no_args_is_help=True, pretty_exceptions_enable=False)
+terminal = Console(stderr=True)
+
+
+def _choice(text: str, allowed, what: str, only_one: bool = False) -> tuple[str, ...]:
+    """A comma-separated option; all of `allowed` if it is empty."""
+    chosen = tuple(part.strip() for part in text.split(",") if part.strip()) or tuple(allowed)
+    for name in chosen:
+        if name not in allowed:
+            raise typer.BadParameter(f"there is no {what} {name!r}; choose from {', '.join(allowed)}")
+    if only_one and len(chosen) != 1:
+        raise typer.BadParameter(f"one {what} is wanted, not {text!r}; choose from {', '.join(allowed)}")
+    return chosen
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or not all(1 <= s <= 1437 for s in sizes):
+        raise typer.BadParameter(f"batch sizes must be numbers from 1 to 1437, separated by commas; got {text!r}")
+    return sizes
+
+
+@app.command()
+def compare(
+    networks: Annotated[str, typer.Option(help="tensorflow,keras,pytorch; all if left out")] = "",
+    peers: Annotated[str, typer.Option(help="tinynet,tensorflow,keras,keras-jax,keras-torch,pytorch; all if left out")] = "",
+    modes: Annotated[str, typer.Option(help="eager,graph,xla,compile,channels_last; all if left out")] = "",
+    batch_sizes: Annotated[str, typer.Option(help="images in a timed batch")] = "1,32,128,512",
+    threads: Annotated[int, typer.Option(min=1, help="for every peer; the machine's cores if left out")] = os.cpu_count() or 1,
+    epochs: Annotated[int, typer.Option(min=1, help="of training on the digits")] = 8,
+    quick: Annotated[bool, typer.Option(help="the four main peers, plain modes, batches of 1 and 32, fewer rounds, training of the smallest network alone")] = False,
+    out: Annotated[Path, typer.Option(help="folder for report.html, report.md, report.json and logs")] = Path("out/compare"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")] = False,
+) -> None:
+    """Runs the article's networks on every peer: do they agree, do they learn, how fast are they."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tinynet.compare import networks as table
+    from tinynet.compare import report
+    from tinynet.compare.job import Job, Settings
+    from tinynet.compare.peers import PEERS, make
+
+    known_modes = list(dict.fromkeys(mode for name in PEERS for mode in make(name).modes))
+    main_peers = ("tinynet", "tensorflow", "keras", "pytorch")
+    settings = Settings(
+        networks=_choice(networks, list(table.NETWORKS), "network"),
+        peers=_choice(peers, list(PEERS), "peer") if peers or not quick else main_peers,
+        modes=_choice(modes, known_modes, "mode") if modes else ("eager", "graph") if quick else (),
+        batch_sizes=_sizes("1,32" if quick and batch_sizes == "1,32,128,512" else batch_sizes),
+        threads=threads,
+        rounds=3 if quick else 6,
+        block_s=0.03 if quick else 0.15,
+        epochs=epochs,
+        quick=quick,
+    )
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=terminal) as progress:
+        bar = progress.add_task("starting", total=1)
+        result = Job(settings, out, lambda stage, done, of: progress.update(bar, description=stage, completed=done, total=of)).run()
+        progress.update(bar, description="writing the report", completed=1, total=1)
+        page = report.write(result, out)
+    if as_json:
+        json.dump(result, sys.stdout)
+    else:
+        _show(result, report)
+        terminal.print(f"\nreport: {page.resolve()}")
+    raise typer.Exit(0 if result["ok"] else 1)
+
+
+def _show(result: dict, report) -> None:
+    console = Console()
+    view = report.summary(result)
+    table = Table(title="the same network? (largest share of the derived bound; 1 is the bound)")
+    for column in ("network", "peer", "mode", "worst", "where", "verdict"):
+        table.add_column(column)
+    for r in view["parity"]:
+        table.add_row(r["network"], r["peer"], r["mode"], report.number(r["worst"]["ratio"]), r["worst"]["name"], "[green]ok[/]" if r["ok"] else "[red]WRONG[/]")
+    console.print(table)
+    table = Table(title="accuracy on the held-out digits")
+    for column in ("network", "peer", "mode", "epochs", "loss", "accuracy"):
+        table.add_column(column)
+    for r in result["training"]:
+        last = r["epochs"][-1]
+        table.add_row(r["network"], r["peer"], r["mode"], str(last["epoch"]), report.number(last["loss"]), f"[{'green' if r['ok'] else 'red'}]{last['accuracy']:.1%}[/]")
+    console.print(table)
+    for t in view["speed"]:
+        table = Table(title=f"network {t['network']}, {t['kind']}: median time of a call")
+        table.add_column("images")
+        for size in t["sizes"]:
+            table.add_column(str(size), justify="right")
+        for label, cells in t["rows"].items():
+            table.add_row(label, *(report.seconds(cells[s]["median_s"]) if s in cells else "" for s in t["sizes"]))
+        console.print(table)
+    for f in result["failures"]:
+        console.print(f"[red]{f['peer']} {f['mode'] or ''} {f['network'] or ''}, {f['stage']}: {f['status']}: {f['reason']}[/] {f['install']}")
+
+
+@app.command()
+def train(
+    network: Annotated[str, typer.Option(help="tensorflow, keras or pytorch")] = "pytorch",
+    device: Annotated[str, typer.Option(help="where to compute; `tinynet doctor` lists the devices")] = "cpu",
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=1437)] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 0.02,
+    momentum: Annotated[float, typer.Option(min=0)] = 0.9,
+    seed: Annotated[int, typer.Option(min=0, help="of the initial weights and of the batches' order")] = 0,
+    save: Annotated[Path | None, typer.Option(help="write the weights here after every epoch (safetensors)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the epochs as JSON on standard output")] = False,
+) -> None:
+    """Trains one of the article's networks on handwritten digits."""
+    from dataclasses import asdict
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    import tinynet
+    from tinynet.compare import networks
+    from tinynet.compare.peers.convert import images_to_nhwc
+    from tinynet.compare.peers.tinynet_peer import TinynetPeer, loss_of
+    from tinynet.data import load_digits
+    from tinynet.train import fit
+
+    (name,) = _choice(network, list(networks.NETWORKS), "network", only_one=True)
+    (device,) = _choice(device, list(tinynet.devices()), "device", only_one=True)
+    if tinynet.devices()[device] is not None:
+        raise typer.BadParameter(f"device {device!r} is not ready: {tinynet.devices()[device]}")
+    if save is not None and not save.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {save.resolve().parent}; create it first")
+    chosen = networks.get(name)
+    peer = TinynetPeer()
+    peer.start(os.cpu_count() or 1)
+    peer.build(chosen, "eager")
+    peer.set_state(networks.canonical_state(chosen, seed))
+    model = peer.model.to(device)
+    splits = [(images_to_nhwc(s.images) if peer.channels_last else s.images, s.classes) for s in load_digits()]
+    optimizer = tinynet.optim.SGD(model.parameters(), learning_rate, momentum=momentum)
+    history = []
+    steps = -(-len(splits[0][0]) // batch_size)
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), console=terminal) as progress:
+        bar = progress.add_task(f"network {name} on {device}", total=steps * epochs)
+        run = fit(model, lambda output, y: loss_of(chosen, output, y), optimizer, *splits, epochs=epochs, batch_size=batch_size, seed=seed, device=device, on_step=lambda _: progress.advance(bar))
+        try:
+            for epoch in run:
+                history.append(asdict(epoch))
+                progress.console.print(f"epoch {epoch.number}: loss {epoch.loss:.4f}, {epoch.accuracy:.1%} of the held-out digits")
+                if save is not None:
+                    tinynet.save(model, save)
+        except KeyboardInterrupt:
+            kept = f"; the weights after epoch {len(history)} are in {save}" if save is not None and history else ""
+            terminal.print(f"stopped in epoch {len(history) + 1}{kept}")
+            raise typer.Exit(130) from None
+        except FloatingPointError as error:
+            terminal.print(f"[red]{error}[/]")
+            raise typer.Exit(1) from None
+    if as_json:
+        json.dump({"network": name, "device": device, "epochs": history}, sys.stdout)
+
+
+@app.command()
+def doctor() -> None:
+    """Says what is installed, which devices are ready, how many threads there are, and what to do about each shortfall."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import psutil
+
+    import tinynet
+
+    console = Console()
+    console.print(f"tinynet {tinynet.__version__}, Python {sys.version.split()[0]}, {psutil.cpu_count(logical=False)} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB")
+    table = Table("package", "version", "for", "if missing")
+    for package, purpose, install in (
+        ("numpy", "everything", "pip install numpy"),
+        ("numba", "device cpu", "pip install numba"),
+        ("safetensors", "save and load", "pip install safetensors"),
+        ("scikit-learn", "the digits", "pip install scikit-learn"),
+        ("tensorflow", "peer tensorflow, keras", "pip install tensorflow"),
+        ("keras", "peer keras", "pip install keras"),
+        ("torch", "peer pytorch", "pip install torch"),
+        ("jax", "peer keras-jax", "pip install jax"),
+    ):
+        for name in (package, f"{package}-cpu"):
+            try:
+                found = version(name)
+                break
+            except PackageNotFoundError:
+                found = None
+        table.add_row(package, found or "[red]missing[/]", purpose, "" if found else install)
+    console.print(table)
+    ready = True
+    for name, reason in tinynet.devices().items():
+        ready &= reason is None
+        console.print(f"device {name}: {'ready' if reason is None else reason}")
+    if tinynet.devices()["cpu"] is None:
+        import numba
+
+        @numba.njit(parallel=True)
+        def launch():
+            total = 0
+            for i in numba.prange(8):
+                total += i
+            return total
+
+        launch()
+        console.print(f"numba: {numba.get_num_threads()} threads, threading layer {numba.threading_layer()}")
+        if numba.threading_layer() == "workqueue":
+            console.print("  workqueue takes 100 us and more to start a parallel loop; install OpenMP (Debian: apt-get install libgomp1) for about 2 us")
+    raise typer.Exit(0 if ready else 1)
+
+
+def main() -> None:
+    app()
