@@ -1,0 +1,195 @@
+"""One process a peer: frameworks don't share threads, allocators or floating-point modes with each other.
+
+`PeerProcess` is the parent's side, `_begin` and `_call` run in the process. The environment
+(thread limits, KERAS_BACKEND) is set before the process starts, so before anything is imported.
+A process that crashes or doesn't answer in time is reported as `PeerFailed` and killed; the others go on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, TimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+
+from tinynet.compare import networks
+from tinynet.compare.peers import SGD, make
+
+MEBIBYTE = 2**20
+
+
+class PeerFailed(Exception):
+    """status: "missing", "crashed", "timed out" or "failed"; the message says what happened."""
+
+    def __init__(self, status: str, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+def limits(threads: int) -> dict[str, str]:
+    """What every peer's process is told about threads before anything is imported."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    return {name: str(threads) for name in names}
+
+
+@contextmanager
+def environment(variables: dict[str, str]):
+    """The environment of processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+class PeerProcess:
+    def __init__(self, name: str, threads: int, log: Path):
+        self.name = name
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(name, str(log)))
+        with environment({**limits(threads), **make(name).environment}):
+            self.pid = self._wait(self.pool.submit(os.getpid), timeout=120)
+        self.log = log
+
+    def call(self, function: str, *args, timeout: float = 600):
+        """Runs a function of this file in the peer's process. Raises PeerFailed."""
+        return self._wait(self.pool.submit(_call, function, args), timeout)
+
+    def _wait(self, future, timeout: float):
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            self.kill()
+            raise PeerFailed("timed out", f"no answer within {timeout:.0f} s") from None
+        except BrokenProcessPool:
+            raise PeerFailed("crashed", "its process ended unexpectedly; see its log") from None
+        except ImportError as error:
+            raise PeerFailed("missing", str(error)) from None
+        except Exception as error:  # whatever the framework raised is this peer's result, not ours
+            raise PeerFailed("failed", f"{type(error).__name__}: {error}") from error
+
+    def kill(self) -> None:
+        try:
+            process = psutil.Process(self.pid)
+            for each in [*process.children(recursive=True), process]:
+                each.kill()
+        except psutil.NoSuchProcess:
+            return  # it ended by itself
+        finally:
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+# --- in the peer's process --------------------------------------------------------------------------
+
+_name = ""
+_threads = 0
+_built: dict[tuple[str, str], object] = {}  # (network, mode) -> Peer
+_batches: dict[tuple, object] = {}
+_calls: dict[tuple, object] = {}
+
+
+def _begin(name: str, log: str) -> None:
+    global _name
+    _name = name
+    # What a framework prints belongs to its log, not between our progress bars.
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+
+
+def _call(function: str, args):
+    return globals()[function](*args)
+
+
+def start(threads: int) -> dict:
+    """Imports the framework; what it is, how long that took, and the memory it takes by itself."""
+    global _threads
+    _threads = threads
+    began = time.perf_counter()
+    info = make(_name).start(threads)
+    return {"framework": info.framework, "version": info.version, "details": info.details, "start_s": time.perf_counter() - began, "memory_mb": memory()["now_mb"]}
+
+
+def memory() -> dict:
+    """Resident memory of this process, now and at its highest."""
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"now_mb": psutil.Process().memory_info().rss / MEBIBYTE, "peak_mb": highest / MEBIBYTE}
+
+
+def peer(network: str, mode: str):
+    """The peer that holds `network` in `mode`, built at its first use."""
+    key = (network, mode)
+    if key not in _built:
+        made = make(_name)
+        made.start(_threads)
+        made.build(networks.get(network), mode)
+        _built[key] = made
+    return _built[key]
+
+
+def parity(network: str, mode: str, state, x, y) -> dict:
+    """One forward and one backward pass from `state`: everything that is held against the truth."""
+    p = peer(network, mode)
+    p.set_state(state)
+    back = p.get_state()
+    loss, gradients = p.loss_and_gradients(x, y)
+    return {"state": back, "output": p.forward(x), "loss": loss, "gradients": gradients}
+
+
+def train_epoch(network: str, mode: str, state, x, y, order, batch: int, optimizer: SGD) -> list[float]:
+    """One pass over the images in `order`; returns each step's loss. `state` is given for the first epoch alone."""
+    p = peer(network, mode)
+    if state is not None:
+        p.set_state(state)
+    return [p.train_step(x[at], y[at], optimizer) for at in np_split(order, batch)]
+
+
+def np_split(order, batch: int):
+    return [order[i : i + batch] for i in range(0, len(order), batch)]
+
+
+def accuracy(network: str, mode: str, x, y) -> float:
+    """The share of images whose class has the largest output."""
+    right = sum(int((peer(network, mode).forward(x[i : i + 120]).argmax(axis=1) == y[i : i + 120]).sum()) for i in range(0, len(x), 120))
+    return right / len(x)
+
+
+def first_call(network: str, mode: str, kind: str, state, x, y, optimizer: SGD) -> float:
+    """Prepares a batch and times the first call on it: tracing and compiling included."""
+    p = peer(network, mode)
+    p.set_state(state)
+    batch = p.prepare(x, y)
+    call = p.timed_forward(batch) if kind == "forward" else p.timed_train_step(batch, optimizer)
+    _calls[network, mode, kind, len(x)] = call
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def time_block(network: str, mode: str, kind: str, size: int, seconds: float) -> list[float]:
+    """Seconds of single calls, for about `seconds` and at least three, after one that isn't counted."""
+    call = _calls[network, mode, kind, size]
+    call()
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < 3 or (time.perf_counter() < end and len(samples) < 2000):
+        began = time.perf_counter()
+        call()
+        samples.append(time.perf_counter() - began)
+    return samples
