@@ -1,0 +1,93 @@
+"""matmul: the CPU kernel holds against numpy in float64, in every shape and memory layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from bounds import assert_close, assert_same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels_by_hand import in_float64, reals, run, terms, whole_numbers
+
+from tinynet import functional as F
+from tinynet import tensor
+from tinynet.dispatch import kernels
+
+DTYPES = (np.float32, np.float64)
+SIZES = st.integers(0, 12)
+# Around the sizes at which the kernel cuts its work: pairs of rows, 4 terms, 4 columns, 32 rows, 128 terms, 256 columns.
+EDGES = [(1, 1, 1), (2, 4, 4), (3, 5, 7), (31, 127, 5), (32, 128, 8), (33, 129, 9), (5, 3, 255), (4, 6, 256), (3, 7, 257), (65, 257, 3), (1, 300, 1), (40, 1, 300)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("transposed", [False, True], ids=["b by rows", "b by columns"])
+@pytest.mark.parametrize("i,t,j", EDGES)
+def test_every_block_edge(i, t, j, transposed, dtype, rng):
+    for fill in (whole_numbers, reals):
+        a, b = fill(rng, (i, t), dtype), fill(rng, (t, j), dtype)
+        form = np.asfortranarray(b) if transposed else b  # a dense layer's weights arrive by columns
+        got = kernels("cpu").matmul(a, form)
+        exact = in_float64(a, b)
+        want, gauge = exact[0] @ exact[1], np.abs(exact[0]) @ np.abs(exact[1])
+        if fill is whole_numbers:
+            assert_same(got, want.astype(dtype), f"({i}, {t}) @ ({t}, {j})")
+        assert_close(got, want, gauge, terms("matmul", a, b), f"({i}, {t}) @ ({t}, {j})")
+
+
+@settings(max_examples=60, deadline=None)
+@given(batch=st.lists(st.integers(0, 3), max_size=2), i=SIZES, t=SIZES, j=SIZES, order=st.sampled_from("CF"), dtype=st.sampled_from(DTYPES))
+def test_every_shape_with_empty_ones(batch, i, t, j, order, dtype):
+    rng = np.random.default_rng(i + 13 * t + 169 * j)
+    a, b = whole_numbers(rng, (*batch, i, t), dtype), whole_numbers(rng, (*batch, t, j), dtype)
+    if order == "F":
+        b = np.ascontiguousarray(b.swapaxes(-1, -2)).swapaxes(-1, -2)
+    for device in ("cpu", "reference"):
+        assert_same(kernels(device).matmul(a, b), a @ b, device)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_batches_broadcast_forward_and_backward(data):
+    axes = data.draw(st.lists(st.integers(1, 3), max_size=3))
+    first = [data.draw(st.sampled_from([1, n])) for n in axes]
+    second = [data.draw(st.sampled_from([1, n])) for n in axes][data.draw(st.integers(0, len(axes))) :]
+    rng = np.random.default_rng(len(axes))
+    a, b = whole_numbers(rng, (*first, 2, 3), np.float64), whole_numbers(rng, (*second, 3, 4), np.float64)
+    theirs = [torch.tensor(m, requires_grad=True) for m in (a, b)]
+    want = theirs[0] @ theirs[1]
+    dy = whole_numbers(rng, tuple(want.shape), np.float64)
+    want.backward(torch.tensor(dy))
+    for device in ("cpu", "reference"):
+        ours = [tensor(m, requires_grad=True, device=device) for m in (a, b)]
+        got = F.matmul(*ours)
+        got.backward(dy)
+        assert_same(got.numpy(), want.detach().numpy())
+        for our, their in zip(ours, theirs):
+            assert_same(our.grad, their.grad.numpy())
+
+
+def test_inputs_in_any_memory_layout_and_read_only(rng):
+    a, b = whole_numbers(rng, (3, 5, 7), np.float32), whole_numbers(rng, (3, 7, 4), np.float32)
+    for left in (a, np.asfortranarray(a), np.repeat(a, 2, axis=1)[:, ::2], a[::-1][::-1]):
+        for right in (b, np.asfortranarray(b), np.repeat(b, 2, axis=2)[..., ::2]):
+            left, right = left.view(), right.view()
+            left.flags.writeable = right.flags.writeable = False
+            for device in ("cpu", "reference"):
+                assert_same(kernels(device).matmul(left, right), a @ b)
+
+
+def test_outputs_are_written_all_over_and_inputs_left_alone(rng):
+    for shape in ((3, 5, 4), (1, 1, 1), (33, 129, 257), (4, 0, 3)):
+        i, t, j = shape
+        for device in ("cpu", "reference"):
+            run("matmul", device, reals(rng, (i, t), np.float32), reals(rng, (t, j), np.float32))
+
+
+def test_nan_reaches_its_row_and_column_alone():
+    a, b = np.ones((5, 6), np.float32), np.ones((6, 7), np.float32)
+    a[2, 3] = np.nan
+    for form in (b, np.asfortranarray(b)):
+        bad = np.isnan(kernels("cpu").matmul(a, form))
+        assert bad[2].all()
+        assert bad.sum() == 7
