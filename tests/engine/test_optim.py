@@ -1,0 +1,86 @@
+"""Optimisers: each step within the oracle's bound, ten steps as PyTorch makes them, in place and nothing else touched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tinynet import Parameter, optim, oracle
+
+OPTIONS = {
+    "plain": (optim.SGD, torch.optim.SGD, dict(lr=0.1)),
+    "momentum": (optim.SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9)),
+    "nesterov": (optim.SGD, torch.optim.SGD, dict(lr=0.05, momentum=0.8, nesterov=True)),
+    "SGD with weight decay": (optim.SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9, weight_decay=0.01)),
+    "Adam": (optim.Adam, torch.optim.Adam, dict(lr=0.01)),
+    "Adam with weight decay": (optim.Adam, torch.optim.Adam, dict(lr=0.01, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)),
+    "AdamW": (optim.AdamW, torch.optim.AdamW, dict(lr=0.01, weight_decay=0.1)),
+}
+
+
+def truth(ours, w, g, state):
+    """What the oracle says that one step makes of w, and of the optimiser's state."""
+    options = dict(lr=ours.lr, weight_decay=ours.weight_decay)
+    if isinstance(ours, optim.SGD):
+        found = oracle.reference.sgd_step(w, g, state.get("v"), momentum=ours.momentum, nesterov=ours.nesterov, **options)
+        return found if isinstance(found, tuple) else (found,)
+    zeros = np.zeros_like(w)
+    step = oracle.reference.adamw_step if ours.decoupled else oracle.reference.adam_step
+    return step(w, g, state.get("m", zeros), state.get("s", zeros), t=state.get("t", 0) + 1, betas=ours.betas, eps=ours.eps, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=lambda d: d.__name__)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_step_is_within_the_oracles_bound(name, dtype, rng):
+    make, _, options = OPTIONS[name]
+    p = Parameter(rng.standard_normal((4, 5)).astype(dtype))
+    ours = make([p], **options)
+    for _ in range(4):
+        p.grad = rng.standard_normal((4, 5)).astype(dtype)
+        before = {key: np.copy(value) if isinstance(value, np.ndarray) else value for key, value in ours.state[0].items()}
+        want = truth(ours, p.data.copy(), p.grad.copy(), before)
+        ours.step()
+        state = [ours.state[0][key] for key in ("v", "m", "s") if key in ours.state[0]]
+        for got, bounded in zip([p.data, *state], want, strict=True):
+            oracle.assert_matches(got, bounded, name=name)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_ten_steps_are_pytorchs(name, rng):
+    make, theirs, options = OPTIONS[name]
+    start, gradients = rng.standard_normal((3, 4)), rng.standard_normal((10, 3, 4))
+    p, q = Parameter(start), torch.nn.Parameter(torch.tensor(start))
+    ours, other = make([p], **options), theirs([q], **options)
+    for g in gradients:
+        p.grad, q.grad = g.copy(), torch.tensor(g)
+        ours.step(), other.step()
+    # Two honest float64 runs: every step rounds less than 64 times, on weights and steps of a few units at most.
+    assert np.abs(p.data - q.detach().numpy()).max() <= 10 * 64 * 2.0**-53 * (np.abs(p.data).max() + 10 * np.abs(gradients).max())
+
+
+def test_defaults_are_pytorchs():
+    for make, theirs in ((optim.Adam, torch.optim.Adam), (optim.AdamW, torch.optim.AdamW)):
+        ours, other = make([Parameter([1.0])]), theirs([torch.nn.Parameter(torch.ones(1))]).defaults
+        assert (ours.lr, ours.betas, ours.eps, ours.weight_decay) == (other["lr"], other["betas"], other["eps"], other["weight_decay"])
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_updates_are_in_place_and_leave_the_gradient_alone(name, rng):
+    make, _, options = OPTIONS[name]
+    p, without = Parameter(rng.standard_normal(5)), Parameter(np.ones(3))
+    memory, gradient = p.data, rng.standard_normal(5)
+    p.grad = gradient.copy()
+    ours = make([p, without], **options)
+    ours.step()
+    assert p.data is memory and (p.grad == gradient).all()
+    assert (without.data == 1).all() and not ours.state[1], "a parameter without a gradient stays, weight decay or not"
+    ours.zero_grad()
+    assert p.grad is None
+
+
+def test_an_optimiser_without_an_update_says_so():
+    p = Parameter([1.0])
+    p.grad = np.ones(1, np.float32)
+    with pytest.raises(TypeError, match=r"Optimizer has no update\(\)"):
+        optim.Optimizer([p]).step()
