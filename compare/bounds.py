@@ -29,17 +29,17 @@ import numpy as np
 from tinynet.compare.networks import Conv, Dense, Flatten, MaxPool, Network, ReLU
 from tinynet.dispatch import kernels
 from tinynet.geometry import Window, taps
+from tinynet.oracle.bounds import U32 as U
+from tinynet.oracle.bounds import gate
 
-U = 2.0**-24
 EXP_LOG = 4.0  # error of one exp or log, in units of u: what vector libraries guarantee
 
 _k = kernels("reference")
 
 
 def rho(n):
-    """Rounding of a sum of n terms, relative to the sum of their magnitudes; n may be an array."""
-    n = np.asarray(n, np.float64)
-    return np.minimum(n * U / (1 - n * U), np.maximum(16.0, 2.0 * np.sqrt(n)) * U)
+    """Rounding of a sum of n terms, relative to the sum of their magnitudes: the oracle's gate; n may be an array."""
+    return gate(n) * U
 
 
 @dataclass(frozen=True)

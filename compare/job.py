@@ -60,6 +60,7 @@ class Job:
             "training": [],
             "speed": [],
             "failures": [],
+            "ok": False,
         }
 
     def run(self) -> dict:
@@ -144,7 +145,8 @@ class Job:
                     row["epochs"].append({"epoch": epoch + 1, "loss": statistics.fmean(losses), "accuracy": right})
                 else:
                     row["seconds"] = time.perf_counter() - began
-                    row["ok"] = row["epochs"][-1]["accuracy"] >= WANTED_ACCURACY
+                    row["passed_in"] = next((e["epoch"] for e in row["epochs"] if e["accuracy"] >= WANTED_ACCURACY), None)
+                    row["ok"] = row["passed_in"] is not None
                     self.result["training"].append(row)
 
     def training_mode(self, name: str) -> str:

@@ -59,7 +59,8 @@ def summary(result: dict) -> dict:
     for row in result["parity"]:
         worst = max(row["checks"], key=lambda c: c["ratio"])
         parity.append({**row, "ok": all(c["ok"] for c in row["checks"]), "worst": worst, "count": len(row["checks"])})
-    return {"result": result, "parity": parity, "errors": errors(result), "speed": speed_tables(result), "claims": claims(result), "wanted": WANTED_ACCURACY}
+    wrong = [{**row, "explanation": c["explanation"]} for row in parity for c in row["checks"] if not c["ok"]]
+    return {"result": result, "parity": parity, "wrong": wrong, "errors": errors(result), "speed": speed_tables(result), "claims": claims(result), "wanted": WANTED_ACCURACY}
 
 
 def errors(result: dict) -> list[dict]:

@@ -183,12 +183,12 @@ def first_call(network: str, mode: str, kind: str, state, x, y, optimizer: SGD) 
 
 
 def time_block(network: str, mode: str, kind: str, size: int, seconds: float) -> list[float]:
-    """Seconds of single calls, for about `seconds` and at least three, after one that isn't counted."""
+    """Seconds of single calls, for about `seconds` and at least one, after one that isn't counted."""
     call = _calls[network, mode, kind, size]
     call()
     samples: list[float] = []
     end = time.perf_counter() + seconds
-    while len(samples) < 3 or (time.perf_counter() < end and len(samples) < 2000):
+    while not samples or (time.perf_counter() < end and len(samples) < 2000):
         began = time.perf_counter()
         call()
         samples.append(time.perf_counter() - began)

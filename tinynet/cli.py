@@ -72,7 +72,13 @@ def compare(
     )
     with Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=terminal) as progress:
         bar = progress.add_task("starting", total=1)
-        result = Job(settings, out, lambda stage, done, of: progress.update(bar, description=stage, completed=done, total=of)).run()
+        job = Job(settings, out, lambda stage, done, of: progress.update(bar, description=stage, completed=done, total=of))
+        try:
+            result = job.run()
+        except KeyboardInterrupt:
+            page = report.write(job.result, out)
+            terminal.print(f"stopped; what was finished is in {page.resolve()}")
+            raise typer.Exit(130) from None
         progress.update(bar, description="writing the report", completed=1, total=1)
         page = report.write(result, out)
     if as_json:
@@ -93,11 +99,11 @@ def _show(result: dict, report) -> None:
         table.add_row(r["network"], r["peer"], r["mode"], report.number(r["worst"]["ratio"]), r["worst"]["name"], "[green]ok[/]" if r["ok"] else "[red]WRONG[/]")
     console.print(table)
     table = Table(title="accuracy on the held-out digits")
-    for column in ("network", "peer", "mode", "epochs", "loss", "accuracy"):
+    for column in ("network", "peer", "mode", "epochs", "loss", "accuracy", f"past {view['wanted']:.0%} in epoch"):
         table.add_column(column)
     for r in result["training"]:
         last = r["epochs"][-1]
-        table.add_row(r["network"], r["peer"], r["mode"], str(last["epoch"]), report.number(last["loss"]), f"[{'green' if r['ok'] else 'red'}]{last['accuracy']:.1%}[/]")
+        table.add_row(r["network"], r["peer"], r["mode"], str(last["epoch"]), report.number(last["loss"]), f"[{'green' if r['ok'] else 'red'}]{last['accuracy']:.1%}[/]", str(r["passed_in"] or "never"))
     console.print(table)
     for t in view["speed"]:
         table = Table(title=f"network {t['network']}, {t['kind']}: median time of a call")
@@ -107,6 +113,8 @@ def _show(result: dict, report) -> None:
         for label, cells in t["rows"].items():
             table.add_row(label, *(report.seconds(cells[s]["median_s"]) if s in cells else "" for s in t["sizes"]))
         console.print(table)
+    for w in view["wrong"]:
+        console.print(f"[red]{w['network']}, {w['peer']} {w['mode']}[/]: {w['explanation']}")
     for f in result["failures"]:
         console.print(f"[red]{f['peer']} {f['mode'] or ''} {f['network'] or ''}, {f['stage']}: {f['status']}: {f['reason']}[/] {f['install']}")
 
@@ -117,7 +125,7 @@ def train(
     device: Annotated[str, typer.Option(help="where to compute; `tinynet doctor` lists the devices")] = "cpu",
     epochs: Annotated[int, typer.Option(min=1)] = 8,
     batch_size: Annotated[int, typer.Option(min=1, max=1437)] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 0.02,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 0.03,
     momentum: Annotated[float, typer.Option(min=0)] = 0.9,
     seed: Annotated[int, typer.Option(min=0, help="of the initial weights and of the batches' order")] = 0,
     save: Annotated[Path | None, typer.Option(help="write the weights here after every epoch (safetensors)")] = None,

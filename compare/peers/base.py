@@ -23,7 +23,7 @@ State = Mapping[str, np.ndarray]
 class SGD:
     """The optimiser that all peers share: v = momentum * v + g; w = w - learning_rate * v; v starts at 0."""
 
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     momentum: float = 0.9
 
 

@@ -7,7 +7,8 @@
     assert report, report.explain()
 
 bounds.py derives the rule, reference.py has the truths, verdict.py judges, checking.py runs a
-table of cases (casebook.py), explain.py says what is wrong. Everything is loaded when it is used.
+table of cases (casebook.py), explain.py says what is wrong, and mutants.py holds planted faults
+that prove it notices. Everything is loaded when it is used.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _HOME = {
     "gradcheck": "gradchecking",
     "honest_function": "asserting",
     "judge": "verdict",
+    "kill_table": "mutants",
+    "mutants_of": "mutants",
     "names": "casebook",
     "random_cases": "random_geometry",
     "with_out": "adapters",

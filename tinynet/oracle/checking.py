@@ -90,7 +90,7 @@ class Report:
 
 def check(
     fn: Callable, name: str, *, cases=None, seed: int = 0, adapt=None, dtype="float32", strict: bool = True,
-    flush: bool | None = None, norm: float | None = None, twice: bool = True, strided: bool = True,
+    flush: bool | None = None, norm: float | None = None, twice: bool = True, strided: bool = True, fail_fast: bool = False,
 ) -> Report:  # fmt: skip
     """Runs `fn` on every case of `name` and judges each result.
 
@@ -105,15 +105,20 @@ def check(
     norm:   judge sums by norm: ||got - truth||_2 <= norm * ||gauge||_2 (Winograd, FFT, TF32).
             Whole numbers must then still come out right when rounded.
     twice:  call again on equal inputs, and compare bits. strided: run the non-contiguous case.
+    fail_fast: stop at the first case that fails.
     """
     reference.find(name)
     if not callable(fn):
         raise TypeError(f"oracle.check: fn must be a function with the signature of {name}; got {type(fn).__name__}")
     table = _chosen(cases, name, seed, dtype)
     run = _Run(fn, name, adapter(adapt), strict, flush, norm, twice)
-    rows = [run.row(case) for case in table]
+    rows = []
+    for case in table:
+        rows.append(run.row(case))
+        if fail_fast and not rows[-1]:
+            break
     first = next((case for case in table if case.kind in ("reals", "unique")), None) if strided else None
-    if first is not None and run.adapter.strided:
+    if first is not None and run.adapter.strided and not (fail_fast and rows and not rows[-1]):
         rows.append(run.strided_row(first))
     return Report(name, rows, seed, format_of(dtype, "oracle.check").name, getattr(fn, "__name__", type(fn).__name__))
 
