@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from peers_as_kernels import torch_functions
 
 import tinynet.kernels.reference  # noqa: F401  (registers the kernels)
 from tinynet import functional, oracle
@@ -102,52 +103,6 @@ def test_the_engines_ops_and_gradients_pass(name, op):
 
 
 # --- torch ---
-
-
-def torch_functions():
-    torch = pytest.importorskip("torch")
-    from torch.nn import functional as F
-
-    def sides(padding):
-        return (*padding[1], *padding[0])
-
-    def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout):
-        images = x if layout == "NCHW" else x.permute(0, 3, 1, 2)
-        y = F.conv2d(F.pad(images, sides(padding)), weight, bias, stride, 0, dilation, groups)
-        return y if layout == "NCHW" else y.permute(0, 2, 3, 1).contiguous()
-
-    def conv2d_dx(dy, weight, *, x_shape, **window):
-        x = torch.zeros(x_shape, dtype=dy.dtype, requires_grad=True)
-        return torch.autograd.grad(conv2d(x, weight, None, **window), x, dy)[0]
-
-    def conv2d_dw(dy, x, *, weight_shape, **window):
-        weight = torch.zeros(weight_shape, dtype=dy.dtype, requires_grad=True)
-        return torch.autograd.grad(conv2d(x, weight, None, **window), weight, dy)[0]
-
-    def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode, layout):
-        images = x if layout == "NCHW" else x.permute(0, 3, 1, 2)
-        padded = F.pad(images, sides(padding), value=-np.inf)
-        y, place = F.max_pool2d(padded, kernel_size, stride, 0, dilation, ceil_mode, return_indices=True)
-        (top, _), (left, _) = padding
-        place = (place // padded.shape[3] - top) * images.shape[3] + place % padded.shape[3] - left
-        return tuple(t if layout == "NCHW" else t.permute(0, 2, 3, 1).contiguous() for t in (y, place.int()))
-
-    return {
-        "conv2d": conv2d,
-        "conv2d_dx": conv2d_dx,
-        "conv2d_dw": conv2d_dw,
-        "conv2d_db": lambda dy, *, layout: dy.sum((0, 2, 3) if layout == "NCHW" else (0, 1, 2)),
-        "max_pool2d": max_pool2d,
-        "matmul": torch.matmul,
-        "linear": F.linear,
-        "relu": F.relu,
-        "softmax": lambda x, axis=-1: torch.softmax(x, axis),
-        "log_softmax": lambda x, axis=-1: torch.log_softmax(x, axis),
-        "cross_entropy": lambda logits, target, reduction: F.cross_entropy(logits, target, reduction=reduction),
-        "sqrt": torch.sqrt,
-        "divide": torch.div,
-        "mean": lambda x, axis=None, keepdims=False: x.mean() if axis is None else x.mean(axis, keepdim=keepdims),
-    }
 
 
 TORCH = ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db", "max_pool2d", "matmul", "linear", "relu", "softmax", "log_softmax", "cross_entropy", "sqrt", "divide", "mean")
