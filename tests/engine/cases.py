@@ -1,25 +1,14 @@
-"""The samples of every op, filled with numbers; what torch calls each op; and how far each may round.
-
-A bound is `units * u`: for each output and gradient the number of roundings on its longest chain
-times its gauge, the same computation on absolute values (bounds.py). Softmax and the losses have
-the bounds that research/oracle.md derives.
-"""
+"""The samples of every op, filled with numbers; and what torch calls each op."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import torch
-from bounds import EXP_LOG
 
 from tinynet.geometry import PoolWindow, Window
 from tinynet.op import OPS
-
-EXACT = {"relu", "reshape", "flatten", "permute", "getitem", "max", "max_pool2d", "move", "astype", "negative"}  # copies and selections
-ONE_ROUNDING = {"add", "subtract", "multiply", "divide", "sqrt", "bias_add"}  # so the rounded exact result
-
 
 @dataclass(frozen=True)
 class Case:
@@ -135,112 +124,3 @@ TORCH = {
     "cross_entropy": lambda logits, target, *, reduction="mean": _t.cross_entropy(logits, target, reduction=reduction),
     "nll_loss": lambda log_p, target, *, reduction="mean": _t.nll_loss(log_p, target, reduction=reduction),
 }
-
-# --- how far each may round --------------------------------------------------------------------------------
-
-
-def units(case: Case, inputs: list, run) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The bound of the result and of each gradient, in units of u.
-
-    inputs: the case's, in float64; run(inputs) -> (result, gradients) is the reference on them
-    with a cotangent that `run` holds.
-    """
-    special = {"softmax": _softmax, "log_softmax": _log_softmax, "cross_entropy": _cross_entropy}.get(case.op)
-    if special:
-        return special(case, inputs, run)
-    y, _ = run(inputs)
-    if case.op not in EXACT:  # what is selected depends on the signs
-        inputs = [a if a is None or a.dtype.kind != "f" else np.abs(a) for a in inputs]
-    gauge, gradient_gauges = run(inputs, absolute=True)
-    forward, backward = _roundings(case, inputs, y.size)
-    return np.abs(y if case.op in ONE_ROUNDING else gauge) * forward, [np.abs(g) * n for g, n in zip(gradient_gauges, backward)]
-
-
-def _roundings(case: Case, inputs: list, outputs: int) -> tuple[float, list[float]]:
-    """n of the result, and of each gradient. Where an input was broadcast, its gradient is also a sum
-    over all outputs at most."""
-    op, size = case.op, [a.size for a in inputs if a is not None]
-    if op in EXACT:
-        return 0, [outputs if op in ("getitem", "max_pool2d") else 0]  # where places are taken twice, dx is a sum
-    if op == "conv2d":
-        weight = inputs[1].shape
-        n = prod(weight[1:])
-        return n + 1, [weight[0] // case.parameters.get("groups", 1) * prod(weight[2:]), outputs // weight[0], outputs // weight[0]]
-    if op in ("linear", "matmul"):
-        t = inputs[0].shape[-1]
-        return t + 1, [inputs[1].size, outputs, outputs]
-    if op in ("sum", "mean"):
-        return size[0] // max(outputs, 1) + 1, [1]
-    if op == "avg_pool2d":
-        e = case.parameters["kernel_size"]
-        n = e * e if isinstance(e, int) else e[0] * e[1]
-        return n + 1, [n + 1]
-    return {
-        "add": (1, [outputs, outputs]),
-        "subtract": (1, [outputs, outputs]),
-        "bias_add": (1, [0, outputs]),
-        "multiply": (1, [outputs + 1, outputs + 1]),
-        "divide": (1, [outputs + 1, outputs + 3]),
-        "power": (EXP_LOG, [EXP_LOG + 2]),
-        "exp": (EXP_LOG, [EXP_LOG + 1]),
-        "log": (EXP_LOG, [1]),
-        "sqrt": (1, [2]),
-        "nll_loss": (size[-1] + 1, [2]),
-    }[op]
-
-
-def _softmax(case, inputs, run):
-    """p_j (u |d_j| + K u + relative error of the sum + u), d = x - max."""
-    axis = case.parameters.get("axis", -1)
-    y, (dx,) = run(inputs)
-    relative = _softmax_error(inputs[0], axis)
-    dy = run.cotangent
-    through = y * (np.abs(dy) + (np.abs(dy) * y).sum(axis=axis, keepdims=True))
-    return y * relative, [through * (3 * relative.max() + y.shape[axis] + 3)]
-
-
-def _softmax_error(x, axis):
-    d = np.abs(x - x.max(axis=axis, keepdims=True))
-    each = d + EXP_LOG  # of one exponential: the rounding of d, and exp's own
-    p = np.exp(-d)
-    of_the_sum = (p * each).sum(axis=axis, keepdims=True) / p.sum(axis=axis, keepdims=True) + x.shape[axis] - 1
-    return each + of_the_sum + 1
-
-
-def _log_softmax_error(x, axis):
-    """u |d_j| + error of the sum + K u |log S| + u |y_j|."""
-    d = np.abs(x - x.max(axis=axis, keepdims=True))
-    p = np.exp(-d)
-    total = p.sum(axis=axis, keepdims=True)
-    of_the_sum = (p * (d + EXP_LOG)).sum(axis=axis, keepdims=True) / total + x.shape[axis] - 1
-    return d + of_the_sum + EXP_LOG * np.abs(np.log(total)) + np.abs(d + np.log(total))
-
-
-def _log_softmax(case, inputs, run):
-    axis = case.parameters.get("axis", -1)
-    y, _ = run(inputs)
-    error, dy = _log_softmax_error(inputs[0], axis), np.abs(run.cotangent)
-    through = dy + np.exp(y) * dy.sum(axis=axis, keepdims=True)
-    return error, [through * (error.max() + EXP_LOG + y.shape[axis] + 2)]
-
-
-def _cross_entropy(case, inputs, run):
-    logits, target = inputs
-    losses, gradients = run(inputs)
-    rows, classes = logits.shape
-    error = _log_softmax_error(logits, 1)
-    log_p = logits - logits.max(axis=1, keepdims=True)
-    log_p = log_p - np.log(np.exp(log_p).sum(axis=1, keepdims=True))
-    weights = np.eye(classes)[target] if target.ndim == 1 else target
-    per_row = (weights * (error + classes * np.abs(log_p))).sum(axis=1)
-    scale = np.abs(run.cotangent) / (rows if case.parameters.get("reduction", "mean") == "mean" else 1) * np.ones(rows)
-    size = np.abs((weights * log_p).sum(axis=1))
-    if case.parameters.get("reduction", "mean") == "none":
-        loss = per_row
-    else:
-        loss = (per_row + (rows + 1) * size).sum() / (rows if case.parameters.get("reduction", "mean") == "mean" else 1)
-    p = np.exp(log_p)
-    found = [(p * (error.max() + EXP_LOG + classes + 4) + 4 * weights) * scale[:, None]]
-    if target.ndim == 2:
-        found.append((error + 4 * np.abs(log_p)) * scale[:, None])
-    return np.asarray(loss), found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinynet import oracle
 from tinynet.dispatch import find
 from tinynet.kernels.contract import CONTRACTS
 
@@ -34,17 +35,20 @@ def run(name: str, path: str, *arrays, **parameters):
     return outputs if len(outputs) > 1 else outputs[0]
 
 
-def terms(name: str, *arrays, **parameters) -> int:
-    """The n of the error bound of one call."""
-    return max(CONTRACTS[name].spec(*arrays, **parameters).terms, 1)
+def assert_honest(name: str, path: str, *arrays, **parameters) -> None:
+    """One call of one implementation, judged by the oracle."""
+    oracle.assert_matches(run(name, path, *arrays, **parameters), truth(name, *arrays, **parameters), name=f"{path}: {name}", max_zero_share=1.0)
 
 
-def absolute(*arrays):
-    return [a if a is None else np.abs(a) for a in arrays]
+def truth(name: str, *arrays, **parameters):
+    return oracle.reference.find(name)(*arrays, **parameters)
 
 
-def in_float64(*arrays):
-    return [a if a is None or a.dtype.kind != "f" else a.astype(np.float64) for a in arrays]
+def assert_same(got, want, what: str = "") -> None:
+    """Bit for bit, NaN equal to NaN."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.dtype == want.dtype, f"{what}: dtype {got.dtype}, expected {want.dtype}"
+    np.testing.assert_array_equal(got, want, err_msg=what)
 
 
 def whole_numbers(rng: np.random.Generator, shape, dtype, most: int = 3) -> np.ndarray:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bounds import assert_close, assert_same
 from geometries import Convolution, convolution, from_nchw, to_nchw
-from kernels_by_hand import absolute, in_float64, reals, run, terms, whole_numbers
+from kernels_by_hand import assert_honest, assert_same, reals, run, truth, whole_numbers
 
-from tinynet.geometry import in_layout, nchw
+from tinynet import oracle
+from tinynet.geometry import nchw
 from tinynet.kernels.contract import CONTRACTS
 
 SEEDS = range(120)
@@ -62,30 +62,24 @@ def test_cpu_kernels_equal_the_reference_on_whole_numbers(case, dtype, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("case", CASES)
-def test_cpu_kernels_are_within_rounding_of_the_reference_in_float64(case, dtype, rng):
+def test_the_oracle_accepts_cpu_and_reference(case, dtype, rng):
     for name, arrays, parameters in calls(case, *arrays_of(case, rng, reals, dtype)):
-        got = run(name, "cpu", *arrays, **parameters)
-        exact = in_float64(*arrays)
-        want, gauge = run(name, "reference", *exact, **parameters), run(name, "reference", *absolute(*exact), **parameters)
-        assert got.dtype == dtype
-        assert_close(got, want, gauge, terms(name, *arrays, **parameters), f"{name} of {case}")
+        for device in ("cpu", "reference"):
+            assert_honest(name, device, *arrays, **parameters)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_reference_agrees_with_torch_in_float64(case, rng):
+def test_torch_in_float64_is_accepted_by_the_same_truths(case, rng):
     window, layout = case.window, case.options["layout"]
     x, weight, bias, dy = arrays_of(case, rng, reals, np.float64)
-    ours = [run(name, "reference", *arrays, **parameters) for name, arrays, parameters in calls(case, x, weight, bias, dy)]
-    gauges = [run(name, "reference", *absolute(*arrays), **parameters) for name, arrays, parameters in calls(case, x, weight, bias, dy)]
-
     leaves = [torch.tensor(a, requires_grad=True) for a in (to_nchw(x, layout), weight) + ((bias,) if case.bias else ())]
     (top, bottom), (left, right) = window["padding"]
     images = torch.nn.functional.pad(leaves[0], (left, right, top, bottom))
     y = torch.nn.functional.conv2d(images, leaves[1], *leaves[2:], stride=window["stride"], dilation=window["dilation"], groups=window["groups"])
     y.backward(torch.tensor(to_nchw(dy, layout)))
     theirs = [from_nchw(y.detach().numpy(), layout), from_nchw(leaves[0].grad.numpy(), layout), *(leaf.grad.numpy() for leaf in leaves[1:])]
-    for (name, arrays, parameters), got, want, gauge in zip(calls(case, x, weight, bias, dy), ours, theirs, gauges):
-        assert_close(got, want, gauge, terms(name, *arrays, **parameters), f"{name} of {case}")
+    for (name, arrays, parameters), got in zip(calls(case, x, weight, bias, dy), theirs):
+        oracle.assert_matches(got, truth(name, *arrays, **parameters), name=f"{name} of {case}", max_zero_share=1.0)
 
 
 def test_the_seeds_reach_every_case():
@@ -171,8 +165,8 @@ def test_layouts_are_two_views_of_one_convolution(rng):
     """NHWC is NCHW with its axes moved, and nothing else."""
     x, weight, bias = reals(rng, (2, 3, 6, 5), np.float64), reals(rng, (4, 3, 3, 2), np.float64), reals(rng, (4,), np.float64)
     options = dict(stride=(1, 2), padding=((1, 0), (0, 2)), dilation=1, groups=1)
+    last = from_nchw(x, "NHWC")
+    want = oracle.reference.conv2d(x, weight, bias, **options)
     for device in ("cpu", "reference"):
-        first = run("conv2d", device, x, weight, bias, **Convolution(x.shape, weight.shape, True, dict(options, layout="NCHW")).window)
-        last = run("conv2d", device, from_nchw(x, "NHWC"), weight, bias, **Convolution(in_layout(2, 3, 6, 5, "NHWC"), weight.shape, True, dict(options, layout="NHWC")).window)
-        gauge = run("conv2d", "reference", *absolute(x, weight, bias), **Convolution(x.shape, weight.shape, True, dict(options, layout="NCHW")).window)
-        assert_close(to_nchw(last, "NHWC"), first, gauge, 19)
+        y = run("conv2d", device, last, weight, bias, **Convolution(last.shape, weight.shape, True, dict(options, layout="NHWC")).window)
+        oracle.assert_matches(to_nchw(y, "NHWC"), want, name=device)
