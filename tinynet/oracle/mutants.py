@@ -179,3 +179,18 @@ def _with_ones(mutant: Mutant, seed: int) -> bool | None:
     if not gradient:
         return None
     return _usual(mutant, seed, _torch, lambda arrays: (np.ones_like(arrays[0]), *arrays[1:]))
+
+
+def _page() -> str:
+    table = kill_table()
+    counts = "; ".join(f"{c}: {len(table.missed_by(c))} of {sum(row.usual[c] is not None for row in table.rows)}" for c in USUAL)
+    return "\n".join([
+        "# Planted faults, and who notices them", "",
+        f"{len(table)} faults; the oracle misses {len(table.survivors)}. Let through by the usual checks: {counts}. What these are: `tinynet/oracle/mutants.py`.",
+        "They are given every case of the built-in table with finite reals; a test with one shape notices less.", "",
+        "Written by `python -m tinynet.oracle.mutants > docs/planted-faults.md`.", "", table.markdown(),
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(_page())
