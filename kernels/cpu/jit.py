@@ -98,7 +98,8 @@ def _title(happened) -> str:
 
 
 def _is_ours(happened) -> bool:
-    return happened.data["dispatcher"].py_func.__module__.startswith("tinynet.kernels")
+    # every compilation in the process comes by here: other people's functions may have no module at all
+    return (happened.data["dispatcher"].py_func.__module__ or "").startswith("tinynet.kernels")
 
 
 class _Ours(_Announcer):

@@ -93,3 +93,11 @@ def test_kernels_take_read_only_inputs_and_float64(device, rng):
 def test_an_unknown_kernel_of_the_namespace_is_an_error():
     with pytest.raises(AttributeError, match="there is no kernel 'convolve'; the kernels are conv2d"):
         kernels("cpu").convolve
+
+
+def test_other_peoples_numba_functions_compile_beside_our_announcer():
+    """A function made by exec has no module; the listener that announces our compilations must not mind."""
+    variants("matmul", "cpu")  # loads the backend, and with it the listener
+    scope = {}
+    exec("import numba\n@numba.njit\ndef twice(x):\n    return x + x\n", scope)
+    assert scope["twice"](2) == 4

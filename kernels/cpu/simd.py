@@ -1,0 +1,332 @@
+"""Vector registers as values in numba: the layer on which the fast CPU kernels are written.
+
+A processor multiplies and adds 4, 8 or 16 floats in one instruction, held in a vector register. What
+LLVM makes of a plain loop is luck: one shape runs at 94 % of the machine's peak, its neighbour at
+5 %, because the accumulators fall out of the registers into memory. So a kernel here says itself what a
+register holds:
+
+* `Vec(dtype, lanes)` is a numba type that *is* one vector register (an LLVM vector).
+* A *tile* is a tuple of them, like the 24 accumulators of a block of outputs. It is a pure value (SSA),
+  never an array, so it cannot live in memory unless the registers run out.
+* The functions below are the only ones that touch tiles. Each is unrolled when it is compiled: `n`,
+  `w` and the like must be constants (numbers in the source, or in the closure around the kernel).
+
+The innermost loop of every convolution and matrix product is then three lines (conv2d_simd.py):
+
+    acc = zeros(x, ROWS * COLUMNS * VECTORS, W)
+    for c in range(channels):
+        acc = outer_fma(acc, splats(x, ...), loads(w, ...))      acc[i, j] += x[i] * w[j]
+
+Memory is a pointer and an offset in elements: `p = pointer(address, dtype)`. A place of a tile is
+`offset + row * row_step + column * column_step`; steps may be constants or numbers of the moment.
+
+Next on the walk: conv2d_simd.py.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, models, register_model
+
+# --- the machine -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """bits: of one vector register. registers: how many there are. name: what makes it so."""
+
+    name: str
+    bits: int
+    registers: int
+
+    def lanes(self, dtype) -> int:
+        return self.bits // (8 * np.dtype(dtype).itemsize)
+
+
+TARGETS = {t.name: t for t in (Target("avx512", 512, 32), Target("avx2", 256, 16), Target("neon", 128, 32), Target("sse2", 128, 16))}
+
+
+def _detected() -> Target:
+    """The widest vectors of this processor; TINYNET_SIMD=avx2 and the like choose narrower ones."""
+    wanted = os.environ.get("TINYNET_SIMD", "")
+    if wanted:
+        if wanted not in TARGETS:
+            raise ValueError(f"TINYNET_SIMD: there is no target {wanted!r}; choose from {', '.join(TARGETS)}")
+        return TARGETS[wanted]
+    features = binding.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512vl"):
+        return TARGETS["avx512"]
+    if features.get("avx2") and features.get("fma"):
+        return TARGETS["avx2"]
+    return TARGETS["neon" if "neon" in features or binding.get_process_triple().startswith(("aarch64", "arm64")) else "sse2"]
+
+
+TARGET = _detected()
+
+# --- the type ----------------------------------------------------------------------------------------
+
+
+class Vec(types.Type):
+    """One vector register of `lanes` numbers."""
+
+    def __init__(self, dtype: types.Float, lanes: int):
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(f"Vec({dtype}, {lanes})")
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, manager, fe_type):
+        element = ir.FloatType() if fe_type.dtype is types.float32 else ir.DoubleType()
+        super().__init__(manager, fe_type, ir.VectorType(element, fe_type.lanes))
+
+
+def _tile(dtype, count: int, lanes: int):
+    return types.UniTuple(Vec(dtype, lanes), count)
+
+
+def _constant(kind, what: str) -> int:
+    if not isinstance(kind, types.IntegerLiteral):
+        raise TypingError(f"simd: {what} must be a constant when the kernel is compiled; got {kind}")
+    return kind.literal_value
+
+
+def _element(pointer) -> types.Float:
+    if not isinstance(pointer, types.CPointer):
+        raise TypingError(f"simd: expected a pointer, from simd.pointer(address, dtype); got {pointer}")
+    return pointer.dtype
+
+
+# --- small steps in LLVM's words -----------------------------------------------------------------------
+
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
+
+
+def _i64(number: int):
+    return ir.Constant(_I64, number)
+
+
+def _parts(builder, tile) -> list:
+    return [builder.extract_value(tile, i) for i in range(tile.type.count)]
+
+
+def _packed(builder, vectors: list):
+    tile = ir.Constant(ir.ArrayType(vectors[0].type, len(vectors)), ir.Undefined)
+    for i, vector in enumerate(vectors):
+        tile = builder.insert_value(tile, vector, i)
+    return tile
+
+
+def _load(builder, place, vector):
+    align = 4 if isinstance(vector.element, ir.FloatType) else 8  # any element's address will do
+    return builder.load(builder.bitcast(place, vector.as_pointer()), align=align)
+
+
+def _store(builder, value, place):
+    align = 4 if isinstance(value.type.element, ir.FloatType) else 8
+    builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=align)
+
+
+def _broadcast(builder, scalar, vector):
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+
+
+def _suffix(vector) -> str:
+    return f"v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
+
+
+def _fma(builder, x, y, z):
+    kind = ir.FunctionType(x.type, [x.type] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.{_suffix(x.type)}"), [x, y, z])
+
+
+def _offsets(builder, rows: int, row_step, columns: int, column_step) -> list:
+    """row * row_step + column * column_step for every place, row by row."""
+    return [builder.add(builder.mul(row_step, _i64(r)), builder.mul(column_step, _i64(c))) for r in range(rows) for c in range(columns)]
+
+
+# --- memory ----------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def pointer(typing, address, dtype):
+    """The memory at `address` (an int) as numbers of `dtype`."""
+    element = dtype.instance_type
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(element).as_pointer())
+
+    return types.CPointer(element)(types.int64, dtype), generate
+
+
+@intrinsic
+def get(typing, p, i):
+    """The number at p[i]."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(builder.gep(arguments[0], [arguments[1]]))
+
+    return _element(p)(p, types.int64), generate
+
+
+@intrinsic
+def put(typing, p, i, value):
+    """p[i] = value."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, _element(p)), generate
+
+
+@intrinsic(prefer_literal=True)
+def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
+    """`vectors` registers side by side in memory, at each of rows x columns places."""
+    r, c, v, lanes = (_constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (vectors, "vectors"), (w, "w")))
+    tile = _tile(_element(p), r * c * v, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vector = context.get_value_type(tile.dtype)
+        places = _offsets(builder, r, arguments[3], c, arguments[5])
+        return _packed(builder, [_load(builder, builder.gep(start, [builder.add(place, _i64(k * lanes))]), vector) for place in places for k in range(v)])
+
+    return tile(p, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def splats(typing, p, i, rows, row_step, columns, column_step, w):
+    """The one number at each of rows x columns places, in all lanes of a register."""
+    r, c, lanes = (_constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (w, "w")))
+    tile = _tile(_element(p), r * c, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vector = context.get_value_type(tile.dtype)
+        return _packed(builder, [_broadcast(builder, builder.load(builder.gep(start, [place])), vector) for place in _offsets(builder, r, arguments[3], c, arguments[5])])
+
+    return tile(p, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def stores(typing, p, i, rows, row_step, columns, column_step, vectors, w, tile):
+    """The inverse of `loads`."""
+    r, c, v, lanes = (_constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (vectors, "vectors"), (w, "w")))
+    if tile.count != r * c * v or tile.dtype.lanes != lanes:
+        raise TypingError(f"simd.stores: {r} x {c} places of {v} vectors of {lanes} lanes can't hold {tile}")
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vectors_left = iter(_parts(builder, arguments[8]))
+        for place in _offsets(builder, r, arguments[3], c, arguments[5]):
+            for k in range(v):
+                _store(builder, next(vectors_left), builder.gep(start, [builder.add(place, _i64(k * lanes))]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, tile), generate
+
+
+# --- tiles out of nothing ------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing, p, n, w):
+    """A tile of n registers of zeros, of the kind of numbers that p points to."""
+    tile = _tile(_element(p), _constant(n, "n"), _constant(w, "w"))
+    return tile(p, types.int64, types.int64), lambda context, builder, signature, arguments: ir.Constant(context.get_value_type(tile), None)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def outer_fma(typing, acc, xs, ws):
+    """acc[i, j] + xs[i] * ws[j] for every pair, row by row: the step that all kernels spend their time in."""
+    if acc.count != xs.count * ws.count:
+        raise TypingError(f"simd.outer_fma: {xs.count} x {ws.count} products can't be added to {acc.count} accumulators")
+
+    def generate(context, builder, signature, arguments):
+        sums, x, w = (_parts(builder, tile) for tile in arguments)
+        return _packed(builder, [_fma(builder, x[i], w[j], sums[i * len(w) + j]) for i in range(len(x)) for j in range(len(w))])
+
+    return acc(acc, xs, ws), generate
+
+
+def _each(operation, name: str, text: str):
+    """An operation on two tiles, register by register; a shorter second one is taken again from its start."""
+
+    def typed(typing, x, y):
+        def generate(context, builder, signature, arguments):
+            first, second = (_parts(builder, tile) for tile in arguments)
+            return _packed(builder, [operation(builder, a, second[i % len(second)]) for i, a in enumerate(first)])
+
+        return x(x, y), generate
+
+    typed.__name__, typed.__doc__ = name, text
+    return intrinsic(typed)
+
+
+add = _each(lambda builder, x, y: builder.fadd(x, y), "add", "x + y")
+
+
+@intrinsic
+def sums(typing, tile):
+    """The sum over the lanes of each register, as a tuple of numbers."""
+    found = types.UniTuple(tile.dtype.dtype, tile.count)
+
+    def generate(context, builder, signature, arguments):
+        totals = []
+        for vector in _parts(builder, arguments[0]):
+            kind = ir.FunctionType(vector.type.element, [vector.type.element, vector.type])
+            function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.{_suffix(vector.type)}")
+            # -0.0 is the neutral element of addition; reassoc: pairwise, not lane after lane
+            totals.append(builder.call(function, [ir.Constant(vector.type.element, -0.0), vector], fastmath=("reassoc",)))
+        return _packed(builder, totals)
+
+    return found(tile), generate
+
+
+@intrinsic
+def transposed(typing, tile):
+    """n registers of n lanes, rows and columns exchanged: log2(n) rounds of exchanging blocks of 1, 2, 4, ... lanes."""
+    if tile.count != tile.dtype.lanes:
+        raise TypingError(f"simd.transposed: needs as many registers as lanes; got {tile.count} of {tile.dtype.lanes}")
+
+    def generate(context, builder, signature, arguments):
+        rows = _parts(builder, arguments[0])
+        n = len(rows)
+
+        def shuffled(a, b, order):
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, n), order))
+
+        step = 1
+        while step < n:
+            for i in range(n):
+                if not i & step:
+                    a, b = rows[i], rows[i + step]
+                    rows[i] = shuffled(a, b, [j if not j & step else n + j - step for j in range(n)])
+                    rows[i + step] = shuffled(a, b, [j + step if not j & step else n + j for j in range(n)])
+            step *= 2
+        return _packed(builder, rows)
+
+    return tile(tile), generate
+
+
+@intrinsic
+def hidden(typing, number):
+    """The same integer, but LLVM can't know it: a short loop up to it stays a loop, and is not unrolled until
+    the registers run out."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.call(ir.InlineAsm(ir.FunctionType(_I64, [_I64]), "", "=r,0"), [arguments[0]])
+
+    return types.int64(types.int64), generate
