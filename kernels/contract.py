@@ -9,7 +9,7 @@ convolution weights as (out, in/groups, kh, kw) in every layout.
 
 Each function below *is* one entry: its signature is the kernels' signature (less `out`),
 its docstring the definition, and it returns a `Spec`. Implementations are registered with
-`@implements(name, device=..., variant=...)`; the first one of a device is its default.
+`@implements(name, device=..., variant=...)`; the first one of a device is its default, unless another says `default=True`.
 
 Next on the walk: kernels/reference/conv2d.py, the definition as code.
 """
@@ -90,8 +90,8 @@ def _contract(judged: str):
     return register
 
 
-def implements(name: str, *, device: str, variant: str):
-    """Registers a function as one way to run the kernel `name`.
+def implements(name: str, *, device: str, variant: str, default: bool = False):
+    """Registers a function as one way to run the kernel `name`; `default` puts it before those that are there.
 
     Raises TypeError if its signature is not the contract's with `out` added.
     """
@@ -112,7 +112,8 @@ def implements(name: str, *, device: str, variant: str):
         variants = IMPLEMENTATIONS.setdefault((name, device), {})
         if variant in variants:
             raise ValueError(f"kernel {name} already has an implementation {device}.{variant}; choose another variant name")
-        variants[variant] = Implementation(name, device, variant, function)
+        found = {variant: Implementation(name, device, variant, function)}
+        IMPLEMENTATIONS[name, device] = {**found, **variants} if default else {**variants, **found}
         return function
 
     return register

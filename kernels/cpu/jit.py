@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from functools import wraps
 
 import numba
@@ -28,7 +29,8 @@ numba.get_num_threads()
 _one_at_a_time = threading.Lock() if numba.threading_layer() == "workqueue" else None
 
 
-def _launched_safely(kernel):
+def launched_safely(kernel):
+    """The kernel, which two Python threads may launch at once."""
     if _one_at_a_time is None:
         return kernel
 
@@ -42,12 +44,12 @@ def _launched_safely(kernel):
 
 def parallel(function):
     """A kernel: its prange loop runs on all threads."""
-    return _launched_safely(numba.njit(parallel=True, fastmath={"contract"}, **_SETTINGS)(function))
+    return launched_safely(numba.njit(parallel=True, fastmath={"contract"}, **_SETTINGS)(function))
 
 
 def parallel_dot(function):
     """A kernel with sums that a loop carries in one scalar."""
-    return _launched_safely(numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, **_SETTINGS)(function))
+    return launched_safely(numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, **_SETTINGS)(function))
 
 
 def readable(a: np.ndarray) -> np.ndarray:
@@ -67,28 +69,43 @@ def chunks(count: int, least: int) -> int:
     return max(1, min(numba.get_num_threads() * 4, count // max(least, 1)))
 
 
-class _Announcer(event.Listener):
-    """Says on stderr what numba compiles and how long it took: the first call of a kernel is slow only once."""
+@contextmanager
+def announced(what: str):
+    """Says on stderr what is compiled inside, and how long it took: the first call of a kernel is slow only once."""
+    began = time.perf_counter()
+    _say(f"tinynet: compiling {what} (once; it is kept on disk) ...")
+    try:
+        yield
+    finally:
+        _say(f" {time.perf_counter() - began:.1f} s\n")
+
+
+def _say(text: str) -> None:
+    if os.environ.get("TINYNET_QUIET") != "1":
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+
+class _Listener(event.Listener):
+    """Announces what numba compiles of ours; kernels that are compiled into another belong to that one."""
 
     def __init__(self):
-        self.depth = 0
+        self.open: list = []
+
+    def notify(self, happened):
+        # every compilation in the process comes by here: other people's functions may have no module at all
+        if (happened.data["dispatcher"].py_func.__module__ or "").startswith("tinynet.kernels"):
+            super().notify(happened)
 
     def on_start(self, happened):
-        self.depth += 1
-        if self.depth == 1:
-            self.began = time.perf_counter()
-            self._say(f"tinynet: compiling {_title(happened)} (once; it is kept on disk) ...")
+        self.open.append(announced(_title(happened)) if not self.open else None)
+        if self.open[-1] is not None:
+            self.open[-1].__enter__()
 
     def on_end(self, happened):
-        self.depth -= 1
-        if self.depth == 0:
-            self._say(f" {time.perf_counter() - self.began:.1f} s\n")
-
-    @staticmethod
-    def _say(text: str) -> None:
-        if os.environ.get("TINYNET_QUIET") != "1":
-            sys.stderr.write(text)
-            sys.stderr.flush()
+        ended = self.open.pop()
+        if ended is not None:
+            ended.__exit__(None, None, None)
 
 
 def _title(happened) -> str:
@@ -97,15 +114,4 @@ def _title(happened) -> str:
     return f"{function.__module__.rpartition('.')[2]}.{function.__name__} for the CPU" + "".join(f", {k}" for k in sorted(kinds))
 
 
-def _is_ours(happened) -> bool:
-    # every compilation in the process comes by here: other people's functions may have no module at all
-    return (happened.data["dispatcher"].py_func.__module__ or "").startswith("tinynet.kernels")
-
-
-class _Ours(_Announcer):
-    def notify(self, happened):
-        if _is_ours(happened):
-            super().notify(happened)
-
-
-event.register("numba:compile", _Ours())
+event.register("numba:compile", _Listener())

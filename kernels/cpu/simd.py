@@ -93,6 +93,8 @@ def _tile(dtype, count: int, lanes: int):
 
 
 def _constant(kind, what: str) -> int:
+    """The value of a constant argument. (It stays in the signature that the intrinsic returns: numba keeps one
+    implementation a signature.)"""
     if not isinstance(kind, types.IntegerLiteral):
         raise TypingError(f"simd: {what} must be a constant when the kernel is compiled; got {kind}")
     return kind.literal_value
@@ -200,7 +202,7 @@ def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
         places = _offsets(builder, r, arguments[3], c, arguments[5])
         return _packed(builder, [_load(builder, builder.gep(start, [builder.add(place, _i64(k * lanes))]), vector) for place in places for k in range(v)])
 
-    return tile(p, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), generate
+    return tile(p, types.int64, rows, types.int64, columns, types.int64, vectors, w), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -214,7 +216,7 @@ def splats(typing, p, i, rows, row_step, columns, column_step, w):
         vector = context.get_value_type(tile.dtype)
         return _packed(builder, [_broadcast(builder, builder.load(builder.gep(start, [place])), vector) for place in _offsets(builder, r, arguments[3], c, arguments[5])])
 
-    return tile(p, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64), generate
+    return tile(p, types.int64, rows, types.int64, columns, types.int64, w), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -232,7 +234,7 @@ def stores(typing, p, i, rows, row_step, columns, column_step, vectors, w, tile)
                 _store(builder, next(vectors_left), builder.gep(start, [builder.add(place, _i64(k * lanes))]))
         return context.get_dummy_value()
 
-    return types.void(p, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, types.int64, tile), generate
+    return types.void(p, types.int64, rows, types.int64, columns, types.int64, vectors, w, tile), generate
 
 
 # --- tiles out of nothing ------------------------------------------------------------------------------------
@@ -242,7 +244,7 @@ def stores(typing, p, i, rows, row_step, columns, column_step, vectors, w, tile)
 def zeros(typing, p, n, w):
     """A tile of n registers of zeros, of the kind of numbers that p points to."""
     tile = _tile(_element(p), _constant(n, "n"), _constant(w, "w"))
-    return tile(p, types.int64, types.int64), lambda context, builder, signature, arguments: ir.Constant(context.get_value_type(tile), None)
+    return tile(p, n, w), lambda context, builder, signature, arguments: ir.Constant(context.get_value_type(tile), None)
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from geometries import Convolution, convolution, from_nchw, to_nchw
 from kernels_by_hand import assert_honest, assert_same, reals, run, truth, whole_numbers
 
 from tinynet import oracle
+from tinynet.dispatch import variants
 from tinynet.geometry import nchw
 from tinynet.kernels.contract import CONTRACTS
 
@@ -57,15 +58,17 @@ def calls(case: Convolution, x, weight, bias, dy):
 def test_cpu_kernels_equal_the_reference_on_whole_numbers(case, dtype, rng):
     """Every order of summation is exact on these, so one missing or wrong term would show."""
     for name, arrays, parameters in calls(case, *arrays_of(case, rng, whole_numbers, dtype)):
-        assert_same(run(name, "cpu", *arrays, **parameters), run(name, "reference", *arrays, **parameters), f"{name} of {case}")
+        want = run(name, "reference", *arrays, **parameters)
+        for variant in variants(name, "cpu"):
+            assert_same(run(name, f"cpu.{variant}", *arrays, **parameters), want, f"cpu.{variant}: {name} of {case}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("case", CASES)
 def test_the_oracle_accepts_cpu_and_reference(case, dtype, rng):
     for name, arrays, parameters in calls(case, *arrays_of(case, rng, reals, dtype)):
-        for device in ("cpu", "reference"):
-            assert_honest(name, device, *arrays, **parameters)
+        for path in ("reference", *(f"cpu.{variant}" for variant in variants(name, "cpu"))):
+            assert_honest(name, path, *arrays, **parameters)
 
 
 @pytest.mark.parametrize("case", CASES)

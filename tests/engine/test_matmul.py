@@ -11,7 +11,7 @@ from kernels_by_hand import assert_same, reals, run, whole_numbers
 
 from tinynet import functional as F
 from tinynet import oracle, tensor
-from tinynet.dispatch import kernels
+from tinynet.dispatch import kernels, use, variants
 
 DTYPES = (np.float32, np.float64)
 SIZES = st.integers(0, 12)
@@ -26,9 +26,11 @@ def test_every_block_edge(i, t, j, transposed, dtype, rng):
     for fill in (whole_numbers, reals):
         a, b = fill(rng, (i, t), dtype), fill(rng, (t, j), dtype)
         form = np.asfortranarray(b) if transposed else b  # a dense layer's weights arrive by columns
-        got = kernels("cpu").matmul(a, form)
         want = oracle.reference.matmul(a, b)
-        oracle.assert_matches(got, want.exactly() if fill is whole_numbers else want, name=f"({i}, {t}) @ ({t}, {j})", max_zero_share=1.0)
+        for variant in variants("matmul", "cpu"):
+            with use(matmul=f"cpu.{variant}"):
+                got = kernels("cpu").matmul(a, form)
+            oracle.assert_matches(got, want.exactly() if fill is whole_numbers else want, name=f"{variant}: ({i}, {t}) @ ({t}, {j})", max_zero_share=1.0)
 
 
 @settings(max_examples=60, deadline=None)

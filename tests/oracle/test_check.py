@@ -350,6 +350,10 @@ def test_random_geometries_pass_too(name):
     assert len(report) == 61 and report, report.explain()
 
 
+def test_a_report_names_the_dtype_of_the_cases_that_it_was_given():
+    assert "matmul (honest_matmul), float64" in check(matmul, "matmul", cases=oracle.random_cases("matmul", 3, dtype="float64")).explain()
+
+
 def test_random_cases_repeat_from_their_id_too():
     case = oracle.random_cases("conv2d", 5, seed=3)[4]
     again = eval(case.repeat(), {"oracle": oracle})

@@ -120,7 +120,8 @@ def check(
     first = next((case for case in table if case.kind in ("reals", "unique")), None) if strided else None
     if first is not None and run.adapter.strided and not (fail_fast and rows and not rows[-1]):
         rows.append(run.strided_row(first))
-    return Report(name, rows, seed, format_of(dtype, "oracle.check").name, getattr(fn, "__name__", type(fn).__name__))
+    judged = sorted({case.dtype for case in table}) or [format_of(dtype, "oracle.check").name]
+    return Report(name, rows, seed, ", ".join(judged), getattr(fn, "__name__", type(fn).__name__))
 
 
 def _chosen(cases, name: str, seed: int, dtype) -> list[Case]:

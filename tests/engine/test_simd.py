@@ -1,0 +1,164 @@
+"""The SIMD layer: every operation on tiles gives what numpy says, at every width, for both dtypes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from kernels_by_hand import assert_same
+
+from tinynet.kernels.cpu import simd, tiles
+from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch
+from tinynet.kernels.cpu.simd import add, get, hidden, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
+
+DTYPES = [np.float32, np.float64]
+WIDTHS = [2, 4, 8, 16]
+
+
+def play(factory, constants, out, *inputs):
+    """Runs the kernel factory(*constants) once: its row holds the addresses of the inputs, then of the output."""
+    run([row(compiled(factory, *constants), *(address_of(a) for a in (*inputs, out)))], 1, 1)
+    return out
+
+
+def copies(rows, columns, vectors, W, T):
+    def kernel(row, image, part, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 3, rows, 100, columns, 40, vectors, W, loads(x, 1, rows, 90, columns, 30, vectors, W))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+@pytest.mark.parametrize("rows, columns, vectors", [(1, 1, 1), (2, 3, 1), (1, 2, 2), (3, 1, 1)])
+def test_loads_and_stores_move_registers_between_places(rows, columns, vectors, W, T, rng):
+    x, y = rng.standard_normal(400).astype(T), np.zeros(500, T)
+    want = y.copy()
+    for r in range(rows):
+        for c in range(columns):
+            want[3 + 100 * r + 40 * c :][: vectors * W] = x[1 + 90 * r + 30 * c :][: vectors * W]
+    assert_same(play(copies, (rows, columns, vectors, W, T), y, x), want)
+
+
+def outer(n, m, W, T):
+    count = n * m  # computed outside: inside, only what numba folds itself is a constant
+
+    def kernel(row, image, part, share, shares):
+        x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
+        acc = zeros(x, count, W)
+        for t in range(hidden(5)):
+            acc = outer_fma(acc, splats(x, t, 1, 0, n, 10, W), loads(w, t * 64, 1, 0, 1, 0, m, W))
+        stores(y, 0, n, m * W, 1, 0, m, W, acc)
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+@pytest.mark.parametrize("n, m", [(1, 1), (3, 2), (6, 4), (14, 1)])
+def test_outer_fma_adds_every_product(n, m, W, T, rng):
+    x, w = rng.integers(-4, 5, (n, 10)).astype(T), rng.integers(-4, 5, (5, 64)).astype(T)
+    assert_same(play(outer, (n, m, W, T), np.zeros((n, m * W), T), x, w), x[:, :5] @ w[:, : m * W])
+
+
+def arithmetic(W, T):
+    def kernel(row, image, part, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        four, one = loads(x, 0, 1, 0, 1, 0, 4, W), loads(x, 64, 1, 0, 1, 0, 1, W)
+        stores(y, 0, 1, 0, 1, 0, 4, W, add(four, one))
+        totals = sums(four)
+        for i in range(4):
+            put(y, 64 + i, totals[i])
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+def test_add_takes_a_shorter_tile_again_and_sums_adds_lanes(W, T, rng):
+    x = rng.integers(-9, 10, 80).astype(T)
+    y = play(arithmetic, (W, T), np.zeros(68, T), x)
+    four = x[: 4 * W].reshape(4, W)
+    assert_same(y[: 4 * W].reshape(4, W), four + x[64 : 64 + W])
+    assert_same(y[64:], four.sum(axis=1))
+
+
+def turned(W, T):
+    def kernel(row, image, part, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 0, W, W, 1, 0, 1, W, transposed(loads(x, 0, W, W, 1, 0, 1, W)))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+def test_a_square_of_registers_is_transposed(W, T):
+    x = np.arange(W * W, dtype=T).reshape(W, W)
+    assert_same(play(turned, (W, T), np.zeros((W, W), T), x), x.T.copy())
+
+
+def shares_and_chunks(T):
+    def kernel(row, image, part, share, shares):
+        y = pointer(get(row, 0), T)
+        put(y, image * 8 + share, get(y, image * 8 + share) + 1.0 + part * 0.0)
+
+    return kernel
+
+
+@pytest.mark.parametrize("images, chunks, shares", [(1, 1, 8), (7, 3, 2), (5, 5, 1), (16, 8, 4)])
+def test_every_image_is_played_once_by_each_of_its_shares(images, chunks, shares):
+    done = np.zeros((images, 8), np.float32)
+    run([row(compiled(shares_and_chunks, np.float32), address_of(done))], images, chunks, shares)
+    assert (done[:, :shares] == 1).all() and (done[:, shares:] == 0).all()
+
+
+def test_scratch_memory_is_aligned_to_cache_lines():
+    for elements in (1, 1000, 100_000):
+        memory = scratch(elements, np.float32)
+        assert address_of(memory) % 64 == 0 and memory.size == elements and memory.dtype == np.float32
+
+
+def wrong_count(T):
+    def kernel(row, image, part, share, shares):
+        x = pointer(get(row, 0), T)
+        acc = outer_fma(zeros(x, 5, 4), splats(x, 0, 1, 0, 2, 1, 4), loads(x, 0, 1, 0, 1, 0, 2, 4))
+        stores(x, 0, 1, 0, 5, 4, 1, 4, acc)
+
+    return kernel
+
+
+def test_tiles_that_do_not_fit_are_refused_when_the_kernel_is_compiled():
+    with pytest.raises(Exception, match="2 x 2 products can't be added to 5 accumulators"):
+        compiled(wrong_count, np.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_chosen_tiles_fit_into_the_registers(dtype):
+    for rows, columns, lanes in [(1, 1, 4), (6, 6, 16), (13, 13, 16), (16, 16, 64), (30, 30, 32), (3, 7, 100), (112, 112, 24)]:
+        r, c, v, w = tiles.best(rows, columns, lanes, 288, 9, dtype)
+        assert r <= rows and c <= columns and v * w <= lanes and r * c * v + v < simd.TARGET.registers
+
+
+@pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
+def test_kernels_for_other_processors_vectors_are_right_too(target):
+    """Compiled for this machine, with the width and the number of registers of another."""
+    code = """
+import numpy as np
+from tinynet import oracle
+from tinynet.dispatch import find
+for name in ("conv2d", "conv2d_dx", "conv2d_dw", "matmul"):
+    report = oracle.check(oracle.with_out(find(name, "cpu.simd").function, name), name, cases=oracle.random_cases(name, 6, seed=5))
+    assert report, report.explain()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TINYNET_SIMD": target, "TINYNET_QUIET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_unknown_target_is_refused():
+    done = subprocess.run([sys.executable, "-c", "import tinynet.kernels.cpu"], env={**os.environ, "TINYNET_SIMD": "mmx"}, capture_output=True, text=True)
+    assert "TINYNET_SIMD: there is no target 'mmx'; choose from avx512, avx2, neon, sse2" in done.stderr
