@@ -69,6 +69,7 @@ class Implementation:
     device: str
     variant: str
     function: Callable
+    norm: float | None = None  # judged by norm, with this bound: for what no bound of each element fits (Winograd)
 
     @property
     def path(self) -> str:
@@ -90,8 +91,11 @@ def _contract(judged: str):
     return register
 
 
-def implements(name: str, *, device: str, variant: str, default: bool = False):
+def implements(name: str, *, device: str, variant: str, default: bool = False, norm: float | None = None):
     """Registers a function as one way to run the kernel `name`; `default` puts it before those that are there.
+
+    norm: declares that results are right as a whole, ||got - truth||_2 <= norm * ||gauge||_2, and not element by
+    element (docs/oracle.md).
 
     Raises TypeError if its signature is not the contract's with `out` added.
     """
@@ -112,7 +116,7 @@ def implements(name: str, *, device: str, variant: str, default: bool = False):
         variants = IMPLEMENTATIONS.setdefault((name, device), {})
         if variant in variants:
             raise ValueError(f"kernel {name} already has an implementation {device}.{variant}; choose another variant name")
-        found = {variant: Implementation(name, device, variant, function)}
+        found = {variant: Implementation(name, device, variant, function, norm)}
         IMPLEMENTATIONS[name, device] = {**found, **variants} if default else {**variants, **found}
         return function
 

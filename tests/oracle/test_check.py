@@ -328,6 +328,8 @@ def test_assert_op_and_assert_sensitive():
     a, b = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
     lax = lambda fn: np.testing.assert_allclose(fn(a, b), a @ b, rtol=1e-2)
     with pytest.raises(AssertionError, match="1 of 2 planted faults pass: 1.001x"):
+        oracle.assert_sensitive(lax, mutants=dict(mutants), honest=matmul)
+    with pytest.raises(TypeError, match="which implementation is correct"):
         oracle.assert_sensitive(lax, mutants=dict(mutants))
     with pytest.raises(AssertionError, match="refuses a correct implementation"):
         oracle.assert_sensitive(lambda fn: False, "matmul", mutants=mutants)
@@ -358,3 +360,69 @@ def test_random_cases_repeat_from_their_id_too():
     case = oracle.random_cases("conv2d", 5, seed=3)[4]
     again = eval(case.repeat(), {"oracle": oracle})
     assert all(a is b is None or a.tobytes() == b.tobytes() for a, b in zip(case.inputs()[0], again.inputs()[0]))
+
+
+# --- cases of ones own, and functions that return other things ---
+
+
+def own_cases():
+    rng = np.random.default_rng(0)
+
+    def f(*shape):
+        return rng.standard_normal(shape).astype(np.float32)
+
+    yield Case.of("conv2d", f(1, 2, 5, 4), f(3, 2, 2, 2))
+    yield Case.of("conv2d", f(1, 2, 5, 4), f(3, 2, 2, 2), f(3), padding=1, stride=2)
+    yield Case.of("conv2d_dx", f(1, 3, 4, 3), f(3, 2, 2, 2), x_shape=(1, 2, 5, 4))
+    yield Case.of("max_pool2d", f(1, 2, 6, 4), kernel_size=2)
+    yield Case.of("avg_pool2d", f(1, 2, 6, 4), kernel_size=2, padding=1)
+    yield Case.of("linear", f(3, 4), f(5, 4))
+    yield Case.of("cross_entropy", f(3, 4), np.array([0, 2, 1]))
+    yield Case.of("softmax", f(3, 4))
+    yield Case.of("matmul", f(3, 4), f(4, 2))
+
+
+@pytest.mark.parametrize("case", list(own_cases()), ids=str)
+def test_a_failing_case_of_ones_own_is_explained(case):
+    """Parameters that were left out or given in short form are understood by whoever explains."""
+    honest = honest_function(case.name)
+
+    def off(*arrays, **parameters):
+        found = honest(*arrays, **parameters)
+        return tuple(f + f.dtype.type(1) for f in found) if isinstance(found, tuple) else found * np.float32(1.37)
+
+    assert check(honest, case.name, cases=[case])
+    report = check(off, case.name, cases=[case])
+    assert not report and case.name in report.explain() and report.html()
+
+
+@pytest.mark.parametrize("returned", [None, [[1.0]], (None, None), "text"])
+def test_a_function_that_returns_no_array_is_a_failure_that_says_so(returned):
+    report = check(lambda a, b: returned, "matmul")
+    assert not report and "expected an array, or a tuple of them" in report.explain()
+
+
+def test_every_step_of_an_optimiser_that_is_off_is_explained():
+    honest = honest_function("sgd_step")
+
+    def off(*arrays, **parameters):
+        found = honest(*arrays, **parameters)
+        return tuple(f * np.float32(1.37) for f in found) if isinstance(found, tuple) else found * np.float32(1.37)
+
+    assert "FAILED" in check(off, "sgd_step").explain()
+
+
+def test_a_variant_declares_that_it_is_judged_by_norm():
+    from tinynet.kernels.contract import implements
+
+    @implements("matmul", device="cpu", variant="halves", norm=2.0**-9)
+    def matmul_in_halves(a, b, *, out):
+        out[...] = np.matmul(a.astype(np.float16).astype(np.float32), b.astype(np.float16).astype(np.float32))
+
+    try:
+        declared = find("matmul", "cpu.halves")
+        plain = lambda case: case.kind in ("ints", "reals")
+        assert check(oracle.with_out(declared, "matmul"), "matmul", cases=plain)
+        assert not check(oracle.with_out(declared.function, "matmul"), "matmul", cases=plain)
+    finally:
+        del IMPLEMENTATIONS["matmul", "cpu"]["halves"]

@@ -112,3 +112,29 @@ def test_constant_functions_have_gradient_zero():
 
 def test_float32_inputs_are_checked_in_float64():
     assert gradcheck(F.softmax, [np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)])
+
+
+def planted_log(factor):
+    @op
+    def _test_log(k, x):
+        return k.xp.log(x)
+
+    @_test_log.gradient("x")
+    def _(k, dy, *, x):
+        return factor * dy / x
+
+    del OPS["_test_log"]
+    return _test_log
+
+
+def test_steps_that_leave_the_domain_are_not_a_pass():
+    near_zero = np.full(3, 0.01)
+    assert gradcheck(planted_log(1.0), [near_zero])
+    assert not gradcheck(planted_log(7.0), [near_zero])
+    with np.errstate(all="ignore"):
+        assert "undecided, the function is not finite" in gradcheck(planted_log(1.0), [np.full(3, -1.0)]).explain()
+
+
+def test_a_result_without_elements_is_refused():
+    with pytest.raises(ValueError, match="no elements"):
+        gradcheck(lambda x: x[:0], [np.ones(3)])

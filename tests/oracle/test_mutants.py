@@ -16,6 +16,7 @@ def table():
 
 def test_every_planted_fault_is_caught(table):
     assert table and table.survivors == []
+    assert not [row.mutant.name for row in table.rows if "ERROR" in row.caught], "caught for its signature, not for its fault"
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -67,3 +68,19 @@ def test_the_oracles_own_check_is_sensitive(name):
 
 def test_mutants_have_the_honest_signature():
     assert all(callable(mutant.fn) for mutant in all_mutants())
+
+
+def test_faults_are_called_as_the_honest_function_is():
+    """A fault may not be noticed for its signature: what has a default can be left out."""
+    import numpy as np
+
+    x = np.random.default_rng(0).standard_normal((1, 2, 6, 4)).astype("f4")
+    w, p = np.ones((3, 2, 2, 2), "f4"), np.array([0, 1])
+    for name, call in {
+        "nll_loss": lambda fn: fn(np.zeros((2, 3), "f4"), p),
+        "max_pool2d": lambda fn: fn(x, kernel_size=2),
+        "conv2d": lambda fn: fn(x, w, padding=1),
+        "softmax": lambda fn: fn(x[0, 0], 1),
+    }.items():
+        with pytest.raises(AssertionError, match=f"lets {len(oracle.mutants_of(name))} of {len(oracle.mutants_of(name))} planted faults pass"):
+            oracle.assert_sensitive(lambda fn, call=call: (call(fn), None)[1], name)

@@ -37,9 +37,40 @@ def test_a_failure_shows_the_explanation_and_is_saved_with_the_line_that_repeats
     assert {"input_0", "input_1", "got", "want", "gauge", "repeat"} <= set(saved.files)
     from tinynet import oracle
 
-    case = eval(str(saved["repeat"]).split(";")[0], {"oracle": oracle})
+    case = eval(str(saved["repeat"]), {"oracle": oracle})
     assert np.array_equal(case.inputs()[0][0], saved["input_0"])
+    loaded = oracle.load_case(sorted(pytester.path.glob("bad/*small_reals.npz"))[0])
+    assert loaded.id == case.id and all(np.array_equal(a, b) for a, b in zip(loaded.inputs()[0], case.inputs()[0]))
     assert not list(pytester.path.glob("bad/*.unfinished"))
+
+
+def test_cases_of_ones_own_and_single_judgements_are_saved_too(pytester):
+    pytester.makepyfile(
+        """
+        import numpy as np
+
+        def test_own(oracle):
+            case = oracle.Case.of("conv2d", np.ones((1, 2, 5, 4), "f4"), np.ones((3, 2, 2, 2), "f4"), None, stride=2, padding="same")
+            assert oracle.check(lambda x, w, b, **p: oracle.honest_function("conv2d")(x, w, b, **p) + np.float32(1), "conv2d", cases=[case])
+
+        def test_one(oracle):
+            oracle.assert_matches(np.ones(9, "f4"), oracle.reference.relu(np.full(9, 2, "f4")))
+        """
+    )
+    done = pytester.runpytest_subprocess("--oracle-save-failures=bad")
+    done.assert_outcomes(failed=2)
+    files = sorted(path.name for path in pytester.path.glob("bad/*.npz"))
+    assert len(files) == 3 and any("not-contiguous" in name for name in files), files  # the case, its strided twin, the judgement
+    done.stdout.fnmatch_lines(["*to repeat: oracle.load_case('bad*"])
+    from tinynet import oracle
+
+    case = oracle.load_case(next(path for path in pytester.path.glob("bad/*given_user.npz")))
+    assert oracle.check(oracle.honest_function("conv2d"), "conv2d", cases=[case])
+
+
+def test_collecting_alone_is_no_failure(pytester):
+    pytester.makepyfile("def test_it(oracle):\n    pass\n")
+    assert pytester.runpytest_subprocess("--collect-only", "--oracle-min-cases=5").ret == 0
 
 
 def test_loose_results_pass_only_on_request(pytester):

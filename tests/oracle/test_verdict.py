@@ -200,3 +200,83 @@ def test_assert_matches_raises_the_explanation():
     assert oracle.assert_matches(a @ b, reference.matmul(a, b))
     with pytest.raises(AssertionError, match="my matmul: WRONG"):
         oracle.assert_matches((a @ b) * np.float32(1.01), reference.matmul(a, b), name="my matmul")
+
+
+def test_a_long_softmax_that_is_off_by_a_thousandth_is_not_ok():
+    """The gate of sums holds inside formulas too: a bound that grows with the number of classes would let this pass."""
+    x = np.random.default_rng(0).standard_normal((2, 32_000)).astype(np.float32)
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    p = e / e.sum(axis=1, keepdims=True)
+    want = reference.softmax(x)
+    assert judge(p, want)
+    off = judge(p * np.float32(1.001), want)
+    assert off.band is Band.LOOSE and not off and off.proof > off.limit
+
+
+def test_rows_missing_from_a_large_mean_are_found():
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((20_000, 10)).astype(np.float32), rng.integers(0, 10, 20_000)
+    losses = -(x - np.log(np.exp(x).sum(axis=1, keepdims=True)))[np.arange(20_000), t]
+    want = reference.cross_entropy(x, t)
+    assert judge(np.float32(losses.mean()), want)
+    assert not judge(np.float32(losses[:-19].sum() / 20_000), want)
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [("bfloat16", 300), ("float16", 4096)])
+def test_half_precision_has_bounds_on_long_axes_too(dtype, classes):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    x = oracle.inputs.reals(np.random.default_rng(0), (3, classes), dtype=dtype)
+    honest = oracle.honest_function("softmax")(x)
+    assert judge(honest, reference.softmax(x))
+    assert not judge((0 * honest).astype(x.dtype), reference.softmax(x))
+
+
+def test_long_half_precision_products_keep_a_proof():
+    pytest.importorskip("ml_dtypes")
+    a, b = (oracle.inputs.reals(np.random.default_rng(i), s, dtype="bfloat16") for i, s in enumerate([(3, 300), (300, 4)]))
+    want = reference.matmul(a, b)
+    assert judge(np.full((3, 4), 1e30).astype(a.dtype), want, strict=False).band is Band.WRONG
+
+
+def test_factors_too_far_apart_for_exact_slices_are_judged_with_slack():
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        a, b = rng.standard_normal((4, 1)) * 10.0 ** rng.uniform(-60, 60, (4, 1)), rng.standard_normal((1, 5)) * 10.0 ** rng.uniform(-60, 60, (1, 5))
+        assert judge(a @ b, reference.matmul(a, b)), seed
+
+
+def test_a_library_that_flushes_is_known_by_its_arrays():
+    tf = pytest.importorskip("tensorflow")
+    x = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32) * 60
+    assert judge(tf.nn.softmax(x), reference.softmax(x), max_zero_share=1.0)
+
+
+def test_a_sum_behind_a_mean_may_overflow():
+    x = np.full(10, 1e38, np.float32)
+    with np.errstate(over="ignore"):
+        assert judge(x.mean(), reference.mean(x)).band is Band.LOOSE
+
+
+def test_nan_where_the_format_overflows_is_not_ok_by_norm_either():
+    a, b = np.full((1, 4), 200, np.float16), np.full((4, 2), 200, np.float16)
+    want = reference.matmul(a, b).with_norm(1e-3)
+    assert judge(np.full((1, 2), np.nan, np.float16), want).band is Band.LOOSE
+
+
+@pytest.mark.parametrize("got", [(np.ones(3, "f4"),), (np.ones(3, "f4"), np.ones(3, "f4"))])
+def test_a_wrong_number_of_results_is_explained(got):
+    want = reference.relu(np.ones(3, np.float32))
+    assert "SHAPE" in str(judge(got, want)) and "SHAPE" in str(judge(np.ones(3, "f4"), (want, want)))
+
+
+def test_nothing_is_said_of_a_handful_of_zeros():
+    assert judge(np.float32(0), reference.sum(np.array([1, -1], np.float32)))
+
+
+def test_bfloat16_and_gradient_tensors_of_torch_are_read():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("ml_dtypes")
+    a, b = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True), torch.randn(4, 2, dtype=torch.bfloat16)
+    assert judge(a @ b, reference.matmul(a, b))
+    assert oracle.Case.of("matmul", a, b).dtype == "bfloat16"

@@ -33,6 +33,7 @@ _HOME = {
     "honest_function": "asserting",
     "judge": "verdict",
     "kill_table": "mutants",
+    "load_case": "session",
     "mutants_of": "mutants",
     "names": "casebook",
     "random_cases": "random_geometry",

@@ -54,6 +54,10 @@ def _into_tensorflow(a: np.ndarray):
     return tensorflow.constant(a)
 
 
+def _out_of_tensorflow(t):
+    return np.asarray(t.numpy() if hasattr(t, "numpy") else t)
+
+
 def _into_jax(a: np.ndarray):
     import jax.numpy
 
@@ -73,7 +77,7 @@ def _out_of_cupy(a):
 ADAPTERS = {
     "numpy": Adapter("numpy", _same, _same, strided=True),
     "torch": Adapter("torch", _into_torch, _out_of_torch, strided=True),
-    "tensorflow": Adapter("tensorflow", _into_tensorflow, np.asarray, flushes=True),
+    "tensorflow": Adapter("tensorflow", _into_tensorflow, _out_of_tensorflow, flushes=True),
     "jax": Adapter("jax", _into_jax, np.asarray, flushes=True),
     "cupy": Adapter("cupy", _into_cupy, _out_of_cupy),
 }
@@ -97,13 +101,16 @@ def tree(f: Callable, value):
     return None if value is None else f(value)
 
 
-def with_out(function: Callable, name: str) -> Callable:
-    """A kernel of the contract, `function(*arrays, **parameters, out=...)`, as a function that returns its
-    result: the outputs are made by the contract, and poisoned (NaN, or a place that does not exist)."""
+def with_out(kernel, name: str) -> Callable:
+    """A kernel of the contract, `kernel(*arrays, **parameters, out=...)`, as a function that returns its
+    result: the outputs are made by the contract, and poisoned (NaN, or a place that does not exist).
+    kernel: the function, or its Implementation (dispatch.find), whose declared norm `check` then uses."""
     from tinynet.kernels.contract import CONTRACTS
 
     if name not in CONTRACTS:
         raise ValueError(f"oracle.with_out: {name!r} is no kernel of the contract; those are {', '.join(CONTRACTS)}")
+
+    function = getattr(kernel, "function", kernel)
 
     def without_out(*arrays, **parameters):
         outputs = CONTRACTS[name].spec(*arrays, **parameters).outputs
@@ -113,4 +120,5 @@ def with_out(function: Callable, name: str) -> Callable:
         return out
 
     without_out.__name__ = getattr(function, "__name__", name)
+    without_out.norm = getattr(kernel, "norm", None)
     return without_out

@@ -10,7 +10,7 @@ from tinynet.oracle.checking import Report, check
 from tinynet.oracle.verdict import Verdict, judge
 
 
-def assert_matches(got, want, *, strict: bool = True, zero_mean: bool = False, max_zero_share: float = 0.9, flush: bool = False, name: str = "") -> Verdict:
+def assert_matches(got, want, *, strict: bool = True, zero_mean: bool = False, max_zero_share: float = 0.9, flush: bool | None = None, name: str = "") -> Verdict:
     """`judge`, as an assertion: AssertionError with the explanation. Returns the verdict."""
     verdict = judge(got, want, strict=strict, zero_mean=zero_mean, max_zero_share=max_zero_share, flush=flush)
     if not verdict:
@@ -33,7 +33,7 @@ def assert_sensitive(check: Callable[[Callable], object], name: str | None = Non
              one, and for every mutant raise or return something false (None is no answer: passed).
     name:    the kernel or op whose published mutants are used, and whose reference is the honest one.
     mutants: (name, function) pairs, a mapping, or objects with `name` and `fn`, in place of those.
-    honest:  another correct implementation.
+    honest:  another correct implementation; needed with `mutants` and no name.
     """
     if mutants is None:
         if name is None:
@@ -44,8 +44,10 @@ def assert_sensitive(check: Callable[[Callable], object], name: str | None = Non
     pairs = [_mutant(m) for m in (mutants.items() if hasattr(mutants, "items") else mutants)]
     if not pairs:
         raise ValueError(f"oracle.assert_sensitive: there are no mutants{f' of {name}' if name else ''}: nothing would be tested")
-    honest = honest or (honest_function(name) if name else None)
-    if honest is not None and (reason := _refusal(check, honest)):
+    if honest is None and name is None:
+        raise TypeError("oracle.assert_sensitive: a test that fails on everything notices everything; say which implementation is correct: honest=, or the name of a kernel or op")
+    honest = honest or honest_function(name)
+    if reason := _refusal(check, honest):
         raise AssertionError(f"the test refuses a correct implementation: {reason}")
     survivors = [label for label, fn in pairs if not _refusal(check, fn)]
     if survivors:

@@ -109,6 +109,17 @@ def gate(n, *, zero_mean: bool = False, u: float = U32, c: float = 16.0, k: floa
     return float(found) if found.ndim == 0 else found
 
 
+def proof_bound(n, u: float = U32):
+    """The r that no order of summation can exceed: gamma_n / u, and n itself where n*u is not small.
+
+    n*u, without a denominator, holds for any n: C.-P. Jeannerod, S. Rump, "Improved error bounds for inner
+    products in floating-point arithmetic", SIAM J. Matrix Anal. Appl. 34(2), 2013.
+    """
+    n = np.asarray(n, np.float64)
+    found = np.where(n * u > 0.1, n, gamma(n, u) / u)
+    return float(found) if found.ndim == 0 else found
+
+
 @dataclass(frozen=True, eq=False)
 class Bounded:
     """A true result, and what a computed one may differ from it by: gamma_n * gauge.
@@ -118,6 +129,8 @@ class Bounded:
     n:        roundings on the longest chain: an int, or an array for each element. An op whose
               bound was found by following each rounding (softmax, Adam) has it as the gauge, in
               units of u, and n = 1.
+    proof:    for those: how many gauges no computation can exceed. None: gamma_n / u.
+    peak:     an intermediate result may be so many times the gauge (the sum behind a mean), and overflow.
     exact:    the result must be the truth rounded once: selections, copies, single + - * / sqrt.
     low:      what value lacks of the truth (for float64 candidates), so truth = value + low.
     dtype:    the name of the dtype that the result must have; None accepts any, judged by its own u.
@@ -137,6 +150,8 @@ class Bounded:
     dtype: str | None = None
     integral: bool = False
     underflows: int | None = None
+    proof: np.ndarray | float | None = None
+    peak: float = 1.0
     norm: float | None = None
     accepts: Callable[[np.ndarray], np.ndarray] | None = None
     label: str = ""
@@ -186,8 +201,9 @@ class Bounded:
     def moved(self, f: Callable[[np.ndarray], np.ndarray]) -> "Bounded":
         """The same elements elsewhere: `f` reshapes, transposes or flips an array."""
         low = None if self.low is None else f(self.low)
+        proof = f(np.broadcast_to(self.proof, self.shape)) if np.ndim(self.proof) else self.proof
         n = f(np.broadcast_to(self.n, self.shape)) if np.ndim(self.n) else self.n
-        return replace(self, value=f(self.value), gauge=f(self.gauge), n=n, low=low)
+        return replace(self, value=f(self.value), gauge=f(self.gauge), n=n, low=low, proof=proof)
 
     def scaled(self, s: float) -> "Bounded":
         """s times the truth, one more rounding allowed."""

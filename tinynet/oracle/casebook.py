@@ -19,6 +19,7 @@ import numpy as np
 
 from tinynet.oracle import reference
 from tinynet.oracle.bounds import format_of
+from tinynet.oracle.verdict import to_numpy
 
 # kind -> are sums of mean zero? (then the gate is 16)
 KINDS = {"ints": True, "reals": True, "unique": True, "ties": True, "special": True, "subnormal": True, "user": False}
@@ -47,7 +48,7 @@ class Case:
         reference.find(name)
         if kind not in KINDS:
             raise ValueError(f"oracle.Case: kind must be one of {', '.join(KINDS)}; got {kind!r}")
-        arrays = tuple(None if a is None else np.array(a) for a in arrays)
+        arrays = tuple(None if a is None else np.array(to_numpy(a)) for a in arrays)
         dtypes = [a.dtype.name for a in arrays if a is not None and a.dtype.kind not in "iub"]
         if not dtypes:
             raise TypeError(f"oracle.Case: {name} needs at least one array of floats")

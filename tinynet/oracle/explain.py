@@ -32,7 +32,7 @@ def explain_verdict(verdict: Verdict) -> str:
         lines.append(_worst(verdict))
     if verdict.norm is not None:
         lines.append(f"by norm: ||error|| / ||gauge|| = {verdict.norm[0]:.3g}, stated bound {verdict.norm[1]:.3g}")
-    if not verdict and verdict.band in (Band.LOOSE, Band.WRONG, Band.NONFINITE, Band.SHAPE):
+    if not verdict and verdict.evidence is not None and verdict.band in (Band.LOOSE, Band.WRONG, Band.NONFINITE, Band.SHAPE):
         lines += _about_failures(verdict)
     return "\n  ".join(lines)
 

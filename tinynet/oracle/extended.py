@@ -18,7 +18,7 @@ from math import ceil, log2
 
 import numpy as np
 
-MOST_SLICES = 8  # at least 8 * (53 - 20) / 2 bits below the largest number; what remains is one last slice
+MOST_SLICES = 8  # at least 8 * (53 - 20) / 2 = 132 bits below the largest number
 
 
 def two_sum(a, b):
@@ -52,8 +52,9 @@ def divided(a: np.ndarray, low: np.ndarray, by: np.ndarray) -> tuple[np.ndarray,
     return two_sum(q, remainder / by)
 
 
-def slices(a: np.ndarray, bits: int) -> list[np.ndarray]:
-    """Arrays that add up to `a` exactly; each (but a ninth) holds whole numbers <= 2^bits times a power of 2."""
+def slices(a: np.ndarray, bits: int) -> tuple[list[np.ndarray], bool]:
+    """Arrays that add up to `a` exactly, and whether each holds whole numbers <= 2^bits times a power of 2: if the
+    numbers of `a` are further apart than MOST_SLICES reach, a last one holds what remains."""
     found, rest = [], a
     for _ in range(MOST_SLICES):
         largest = np.abs(rest).max(initial=0.0)
@@ -63,9 +64,10 @@ def slices(a: np.ndarray, bits: int) -> list[np.ndarray]:
         part = np.ldexp(np.rint(np.ldexp(rest, -step)), step)
         found.append(part)
         rest = rest - part
-    if np.any(rest):
+    whole = not np.any(rest)
+    if not whole:
         found.append(rest)
-    return found or [a]
+    return found or [a], whole
 
 
 def _finite(a: np.ndarray) -> np.ndarray:
@@ -81,13 +83,15 @@ def completed(plain: np.ndarray, parts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def linear(f, a: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """f(a) as (value, low), for a float64 kernel f that sums at most n elements."""
-    bits = 52 - ceil(log2(max(n, 1)))
-    return completed(f(a), [f(s) for s in slices(_finite(a), bits)])
+    """f(a) as (value, low), for a float64 kernel f that sums at most n elements. low is None if it is not exact."""
+    parts, whole = slices(_finite(a), 52 - ceil(log2(max(n, 1))))
+    value, low = completed(f(a), [f(s) for s in parts])
+    return value, low if whole else None
 
 
 def bilinear(f, a: np.ndarray, b: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """f(a, b) as (value, low), for a float64 kernel f that sums at most n products."""
+    """f(a, b) as (value, low), for a float64 kernel f that sums at most n products. low is None if it is not exact."""
     bits = (52 - ceil(log2(max(n, 1)))) // 2
-    others = slices(_finite(b), bits)
-    return completed(f(a, b), [f(s, t) for s in slices(_finite(a), bits) for t in others])
+    (parts, whole), (others, whole_too) = slices(_finite(a), bits), slices(_finite(b), bits)
+    value, low = completed(f(a, b), [f(s, t) for s in parts for t in others])
+    return value, low if whole and whole_too else None

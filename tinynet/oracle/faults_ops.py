@@ -216,9 +216,9 @@ def _without_correction(w, g, m, s, *, t, **options):
     return h["adam_step"](w, g, m, s, t=10**6, **options)
 
 
-def _eps_inside(w, g, m, s, *, t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+def _eps_inside(w, g, m, s, *, t, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False):
     """sqrt(s + eps) in place of sqrt(s) + eps."""
-    _, m2, s2 = h["adam_step"](w, g, m, s, t=t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    _, m2, s2 = h["adam_step"](w, g, m, s, t=t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=decoupled)
     first, second = 1 - betas[0] ** t, 1 - betas[1] ** t
     step = lr * (m2.astype(np.float64) / first) / np.sqrt(s2.astype(np.float64) / second + eps)
     return (w - step).astype(w.dtype), m2, s2
@@ -232,7 +232,7 @@ SGD_STEP = {
 ADAM_STEP = {
     "the bias correction is missing": _without_correction,
     "eps is inside the root": _eps_inside,
-    "weight decay is decoupled (AdamW)": lambda w, g, m, s, **o: h["adamw_step"](w, g, m, s, **{"weight_decay": 0.0, **o}),
+    "weight decay is decoupled (AdamW)": lambda w, g, m, s, *, decoupled=False, **o: h["adamw_step"](w, g, m, s, **o),
 }
 ADAMW_STEP = {"weight decay goes through the gradient (Adam)": lambda w, g, m, s, **o: h["adam_step"](w, g, m, s, **{"weight_decay": 0.01, **o})}
 

@@ -14,10 +14,12 @@ from itertools import combinations, permutations
 import numpy as np
 
 from tinynet.oracle import reference
+from tinynet.oracle.calls import completed
 from tinynet.oracle.bounds import FORMATS, Bounded, rounded
 from tinynet.oracle.mistakes import FAMILIES
 from tinynet.oracle.verdict import Band, Verdict, judge
 
+IMPOSSIBLE = (ValueError, TypeError, IndexError)  # a mistake that can't be made here: shapes don't fit
 LARGEST = 1_000_000  # elements beyond which nothing is tried: an explanation must not take minutes
 
 Alternative = tuple[str, Callable[[], object]]
@@ -37,7 +39,7 @@ def best(verdict: Verdict) -> str:
         try:
             with np.errstate(all="ignore"):
                 other = make()
-        except (ValueError, TypeError, IndexError):  # this mistake is impossible here: shapes don't fit
+        except IMPOSSIBLE:
             continue
         if _meets(got, _matching(other, want)):
             return text
@@ -74,11 +76,11 @@ def _simple(got, want: Bounded, previous) -> str:
 
 def _all(case, got, want: Bounded) -> Iterator[Alternative]:
     if case is not None:
-        arrays, parameters = case.inputs()
+        arrays, parameters = completed(case.name, *case.inputs())
         family = FAMILIES.get(case.name)
         if family is not None:
             yield from family(case.name, arrays, parameters)
-        yield from _fewer_bits(case.name, arrays, parameters)
+        yield from _fewer_bits(case.name, arrays, parameters, case.dtype)
     if got.dtype.kind not in "iub" and got.shape == want.shape:
         yield from _factors(got, want)
     yield from _moves(want)
@@ -87,7 +89,7 @@ def _all(case, got, want: Bounded) -> Iterator[Alternative]:
 # --- mistakes in any op --------------------------------------------------------------------------
 
 
-def _fewer_bits(name, arrays, parameters) -> Iterator[Alternative]:
+def _fewer_bits(name, arrays, parameters, dtype) -> Iterator[Alternative]:
     def shortened(cut):
         factors = arrays[:2] if name in ("conv2d", "linear") else arrays  # a bias is added, not multiplied
         cut_ones = (a if a is None or a.dtype.kind in "iub" else cut(a.astype(np.float64)).astype(a.dtype) for a in factors)
@@ -101,14 +103,16 @@ def _fewer_bits(name, arrays, parameters) -> Iterator[Alternative]:
         return cut
 
     kinds = {
-        "TF32 (11 bits)": keep(11, np.rint),
-        "TF32 (11 bits, cut off)": keep(11, np.trunc),
-        "bfloat16 (8 bits)": lambda a: rounded(a, FORMATS["bfloat16"]),
-        "bfloat16 (8 bits, cut off)": keep(8, np.trunc),
-        "float16": lambda a: rounded(a, FORMATS["float16"]),
-        "float32": lambda a: rounded(a, FORMATS["float32"]),
+        "TF32 (11 bits)": (11, keep(11, np.rint)),
+        "TF32 (11 bits, cut off)": (11, keep(11, np.trunc)),
+        "bfloat16 (8 bits)": (8, lambda a: rounded(a, FORMATS["bfloat16"])),
+        "bfloat16 (8 bits, cut off)": (8, keep(8, np.trunc)),
+        "float16": (11, lambda a: rounded(a, FORMATS["float16"])),
+        "float32": (24, lambda a: rounded(a, FORMATS["float32"])),
     }
-    for kind, cut in kinds.items():
+    for kind, (bits, cut) in kinds.items():
+        if bits >= FORMATS[dtype].p:
+            continue
         yield f"inputs rounded to {kind} before they are multiplied", lambda cut=cut: reference.find(name)(*shortened(cut), **parameters)
 
 

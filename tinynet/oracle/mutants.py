@@ -22,6 +22,7 @@ import numpy as np
 
 from tinynet.oracle import casebook, reference
 from tinynet.oracle.asserting import honest_function
+from tinynet.oracle.calls import completed
 from tinynet.oracle.casebook import Case
 from tinynet.oracle.checking import check
 from tinynet.oracle.faults_kernels import FAULTS as KERNELS
@@ -47,8 +48,16 @@ class Mutant:
 
     @property
     def fn(self) -> Callable:
-        """The faulty function; a new one at each access if it keeps a state."""
-        return self.planted.make() if isinstance(self.planted, Fresh) else self.planted
+        """The faulty function, called as the honest one is: what has a default may be left out. (Or a test would
+        "notice" a fault for its signature.) A new one at each access if it keeps a state."""
+        planted = self.planted.make() if isinstance(self.planted, Fresh) else self.planted
+
+        def fault(*arrays, **parameters):
+            arrays, parameters = completed(self.op, arrays, parameters)
+            return planted(*arrays, **parameters)
+
+        fault.__name__ = f"{self.op}_with_a_fault"
+        return fault
 
 
 @dataclass(frozen=True)

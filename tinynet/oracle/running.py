@@ -6,7 +6,8 @@
 * DECIMALS   50 decimal digits: the truth for float64 candidates.
 * `Running`  numbers that carry a rigorous bound of their error in units of u, rounding by
              rounding, second-order terms and underflow included (Wilkinson's running error
-             analysis; Higham, section 3.3). The bound does not depend on the order of a sum.
+             analysis; Higham, section 3.3). The bound does not depend on the order of a sum. It is
+             computed twice: as far as honest sums go (the gate), and as far as any can (the proof).
 
 exp and log are assumed right within K = 4 units in the last place, the largest error of
 numpy, libm, SVML, Eigen, SLEEF and CUDA's accurate versions, and sqrt within one: IEEE 754
@@ -54,23 +55,27 @@ class Decimals:
 
 
 class Running:
-    """A float64 value and a bound of |computed - exact|, in units of u, of whoever computes it in `fmt`."""
+    """A float64 value and a bound of |computed - exact|, in units of u, of whoever computes it in `fmt`.
+
+    honest: the bound of sums is the gate's, min(count - 1, max(16, 2 sqrt(count))), as for sums of products
+    (bounds.py); else it is the proof's, count - 1, which holds for any count (Jeannerod and Rump, 2013).
+    """
 
     __array_ufunc__ = None
     fmt: Format
 
-    def __init__(self, value, error, fmt):
-        self.value, self.error, self.fmt = np.asarray(value, np.float64), error, fmt
+    def __init__(self, value, error, fmt, honest=False):
+        self.value, self.error, self.fmt, self.honest = np.asarray(value, np.float64), error, fmt, honest
 
     def _new(self, value, error, roundings=1.0):
         """The result of an operation that carries `error` over and rounds: the computed number, at most
         |value| + u*error, gets a relative error of u, or of half the smallest number if it is subnormal."""
         size = np.abs(value) + self.fmt.u * error
         error = error + roundings * (size + self.fmt.tiny / self.fmt.u)
-        return Running(value, np.where(np.isinf(value), 0.0, error), self.fmt)  # infinity minus something is infinity, exactly
+        return Running(value, np.where(np.isinf(value), 0.0, error), self.fmt, self.honest)  # infinity minus something is infinity, exactly
 
     def _pair(self, other):
-        return other if isinstance(other, Running) else Running(other, 0.0, self.fmt)
+        return other if isinstance(other, Running) else Running(other, 0.0, self.fmt, self.honest)
 
     def __add__(self, other):
         other = self._pair(other)
@@ -84,7 +89,7 @@ class Running:
         return self._pair(other) - self
 
     def __neg__(self):
-        return Running(-self.value, self.error, self.fmt)
+        return Running(-self.value, self.error, self.fmt, self.honest)
 
     def __mul__(self, other):
         other = self._pair(other)
@@ -115,31 +120,33 @@ class Running:
         count = self.value.size // max(total.size, 1) if total.size else 1
         errors = np.broadcast_to(self.error, self.value.shape).sum(axis=axis, keepdims=keepdims)
         gauge = np.abs(self.value).sum(axis=axis, keepdims=keepdims) + self.fmt.u * errors
-        nu = max(count - 1, 0) * self.fmt.u
-        return Running(total, errors + (gauge * max(count - 1, 0) / (1 - nu) if nu < 1 else np.inf), self.fmt)
+        roundings = max(count - 1, 0)
+        if self.honest:
+            roundings = min(roundings, max(16.0, 2.0 * np.sqrt(count)))
+        return Running(total, errors + gauge * roundings, self.fmt, self.honest)
 
     def max(self, axis=None, keepdims=False, initial=-np.inf):
         """A selection: only exact inputs have one here."""
-        return Running(self.value.max(axis=axis, keepdims=keepdims, initial=initial), 0.0, self.fmt)
+        return Running(self.value.max(axis=axis, keepdims=keepdims, initial=initial), 0.0, self.fmt, self.honest)
 
     def reshape(self, *shape):
-        return Running(self.value.reshape(*shape), np.broadcast_to(self.error, self.value.shape).reshape(*shape), self.fmt)
+        return Running(self.value.reshape(*shape), np.broadcast_to(self.error, self.value.shape).reshape(*shape), self.fmt, self.honest)
 
     def __getitem__(self, index):
-        return Running(self.value[index], np.broadcast_to(self.error, self.value.shape)[index], self.fmt)
+        return Running(self.value[index], np.broadcast_to(self.error, self.value.shape)[index], self.fmt, self.honest)
 
 
 class Runnings:
     """The arithmetic of Running, for one format."""
 
-    def __init__(self, fmt: Format):
-        self.fmt = fmt
+    def __init__(self, fmt: Format, honest: bool):
+        self.fmt, self.honest = fmt, honest
 
     def array(self, a):
-        return Running(a, 0.0, self.fmt)
+        return Running(a, 0.0, self.fmt, self.honest)
 
     def number(self, value):
-        return Running(value, np.abs(value), self.fmt)
+        return Running(value, np.abs(value), self.fmt, self.honest)
 
     def exp(self, a: Running):
         u, value = self.fmt.u, np.exp(a.value)
@@ -183,12 +190,14 @@ def evaluate(formula, fmt: Format, *arrays, forms=None, underflows: int = 8) -> 
     the bound is the largest of all.
     """
     value, low = truth(formula, fmt, *arrays)
-    m = Runnings(fmt)
+    gate, proof = (_largest((formula, *(forms or ())), Runnings(fmt, honest), arrays, value.shape) for honest in (True, False))
     with np.errstate(all="ignore"):
-        bounds = [_bound(form, m, arrays, value.shape) for form in (formula, *(forms or ()))]
-    gauge = np.maximum.reduce(bounds)
-    return Bounded(value, np.where(np.isnan(gauge), np.inf, gauge), 1, low=low, dtype=fmt.name, underflows=underflows)
+        share = np.where(gate > 0, proof / gate, 1.0)
+    return Bounded(value, gate, 1, low=low, dtype=fmt.name, underflows=underflows, proof=np.where(np.isnan(share), np.inf, np.maximum(share, 1.0)))
 
 
-def _bound(form, m, arrays, shape):
-    return np.broadcast_to(form(m, *map(m.array, arrays)).error, shape)
+def _largest(forms, m, arrays, shape):
+    with np.errstate(all="ignore"):
+        bounds = [np.broadcast_to(form(m, *map(m.array, arrays)).error, shape) for form in forms]
+    found = np.maximum.reduce(bounds)
+    return np.where(np.isnan(found), np.inf, found)

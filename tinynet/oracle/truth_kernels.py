@@ -20,11 +20,12 @@ from tinynet.kernels.reference.layout import as_nchw
 from tinynet.kernels.reference.pool2d import counts, with_room
 from tinynet.oracle import extended
 from tinynet.oracle.bounds import Bounded, Format, format_of
+from tinynet.oracle.verdict import to_numpy
 
 
 def floats(where: str, dtype, **arrays) -> tuple[list, Format]:
-    """The arrays as they are, and the format that they (or `dtype`) say the result has."""
-    found = [None if a is None else np.asarray(a) for a in arrays.values()]
+    """The arrays on the host, and the format that they (or `dtype`) say the result has."""
+    found = [None if a is None else to_numpy(a) for a in arrays.values()]
     names = {a.dtype.name for a in found if a is not None}
     if dtype is not None:
         return found, format_of(dtype, where)
@@ -231,9 +232,10 @@ def avg_pool2d(x, *, kernel_size, stride=None, padding=0, ceil_mode=False, count
     if fmt.p == 53:
         plain = value
         total = extended.linear(lambda a: window_sums(a, plain, window), x, kernel)
-        value, low = quotient(*total, _counts(x.shape, plain.shape, window), fmt)
+        if total[1] is not None:
+            value, low = quotient(*total, _counts(x.shape, plain.shape, window), fmt)
     gauge = _usable(run("avg_pool2d", np.abs(x), **window))
-    return Bounded(value, gauge, kernel + 1, low=low, dtype=fmt.name)
+    return Bounded(value, gauge, kernel + 1, low=low, dtype=fmt.name, peak=kernel)
 
 
 def avg_pool2d_dx(dy, *, x_shape, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, layout="NCHW", dtype=None) -> Bounded:
@@ -247,7 +249,8 @@ def avg_pool2d_dx(dy, *, x_shape, kernel_size, stride=None, padding=0, ceil_mode
     if fmt.p == 53:
         share = quotient(dy, None, _counts(x_shape, dy.shape, window), fmt)
         pairs = [extended.linear(lambda a: _window_spread(a, x_shape, window), part, overlap) for part in share]
-        value, low = extended.completed(value, [part for pair in pairs for part in pair])
+        if all(rest is not None for _, rest in pairs):
+            value, low = extended.completed(value, [part for pair in pairs for part in pair])
     gauge = _usable(run("avg_pool2d_dx", np.abs(dy), x_shape=x_shape, **window))
     return Bounded(value, gauge, overlap + 1, low=low, dtype=fmt.name)
 

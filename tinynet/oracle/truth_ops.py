@@ -220,8 +220,9 @@ def mean(x, axis=None, *, keepdims=False, dtype=None) -> Bounded:
     (x,), fmt = floats("oracle.reference.mean", dtype, x=x)
     count = x.size // most(np.asarray(x.sum(axis=axis)).size, 1)
     total = _total(x, axis, keepdims, fmt)
-    value, low = quotient(total.value, total.low, count, fmt)
-    return Bounded(value, total.gauge / count, count + 1, low=low, dtype=fmt.name)
+    exact = fmt.p < 53 or total.low is not None
+    value, low = quotient(total.value, total.low, count, fmt) if exact else (total.value / count, None)
+    return Bounded(value, total.gauge / count, count + 1, low=low, dtype=fmt.name, peak=count)
 
 
 def max(x, axis=None, *, keepdims=False, dtype=None) -> Bounded:

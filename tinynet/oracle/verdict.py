@@ -19,7 +19,10 @@ from enum import Enum
 
 import numpy as np
 
-from tinynet.oracle.bounds import FORMATS, Bounded, Format, gamma, gate, rounded
+from tinynet.oracle.bounds import FORMATS, Bounded, Format, gamma, gate, proof_bound, rounded
+
+
+FEW = 8  # a handful of results may all be 0 by chance: of fewer nothing is said
 
 
 class Band(str, Enum):
@@ -99,15 +102,16 @@ class Verdict:
         return self.explain()
 
 
-def judge(got, want, *, strict=True, zero_mean=False, max_zero_share=0.9, flush=False, case=None, previous=None) -> Verdict:
+def judge(got, want, *, strict=True, zero_mean=False, max_zero_share=0.9, flush=None, case=None, previous=None) -> Verdict:
     """Judges a result against its truth.
 
     got:     an array of numpy or any library (torch, TensorFlow, JAX, CuPy), or a tuple of them.
     want:    a Bounded from oracle.reference, or a tuple of as many: then the worst verdict counts.
     strict:  LOOSE does not pass.
     zero_mean:  the inputs have mean zero by construction: the gate is 16 at any n.
-    max_zero_share: beyond this share of zeros in the truth, a pass is MISTRUSTED.
-    flush:   the candidate may flush subnormal numbers to zero (TensorFlow and JAX do on the CPU).
+    max_zero_share: beyond this share of zeros in the truth (of 8 elements or more), a pass is MISTRUSTED.
+    flush:   the candidate may flush subnormal numbers to zero; None: if its array's library does
+             (TensorFlow and JAX do on the CPU).
     case:    the oracle.Case that the result answers, for hypotheses about what went wrong.
     previous: the candidate's last answer, to recognise a stale one.
     """
@@ -124,6 +128,8 @@ def judge(got, want, *, strict=True, zero_mean=False, max_zero_share=0.9, flush=
         raise TypeError(f"oracle.judge: want must be a Bounded, from oracle.reference.<name>(...); got {type(want).__name__}")
     if isinstance(got, tuple):
         return Verdict(Band.SHAPE, strict, want.label, note=f"expected one result{_named(want)}; got a tuple of {len(got)}")
+    flush = _flushes(got) if flush is None else flush
+    previous = None if isinstance(previous, (tuple, list)) else previous
     got = to_numpy(got)
     if got.dtype == object:
         return Verdict(Band.DTYPE, strict, want.label, note=f"expected an array{_named(want)}; got {got!r:.200}, which numpy can't read as numbers")
@@ -173,14 +179,14 @@ def _judge_floats(got, want: Bounded, fmt: Format, zero_mean, max_zero_share, fl
         ratio = np.where(same, 0.0, np.where(finite, ratio, np.inf))
         # The float64 truth has rounding errors of its own; an extended one has none that matters.
         slack = 0.0 if want.low is not None else gamma(n, 2.0**-53) / fmt.u
-        proof = gamma(n, fmt.u) / fmt.u + slack
+        proof = (proof_bound(n, fmt.u) if want.proof is None else np.broadcast_to(want.proof, value.shape)) + slack
         limit = np.minimum(gate(n, zero_mean=zero_mean, u=fmt.u) + slack, proof)
         if want.exact:
             proof = limit = np.zeros(value.shape)
             ratio = np.where(same, 0.0, np.where(finite, np.abs(wide - near) / (fmt.u * np.abs(near)), np.inf))
         bad = ratio > limit
         # Sums that may overflow on the way in some order: infinite or NaN is legal, and never good.
-        overflow = ~same & ~np.isfinite(wide) & np.isfinite(value) & (gauge * (1 + gamma(n, fmt.u)) >= fmt.max) & (not want.exact)
+        overflow = ~same & ~np.isfinite(wide) & np.isfinite(value) & (gauge * want.peak * (1 + n * fmt.u) >= fmt.max) & (not want.exact)
         astray = ~same & ~finite & ~overflow
     unjudged = (near == 0) | (np.isinf(gauge) & np.isfinite(value))
     share = float(unjudged.mean()) if value.size else 0.0
@@ -195,6 +201,8 @@ def _judge_floats(got, want: Bounded, fmt: Format, zero_mean, max_zero_share, fl
         zero_share=share,
     )
     if want.norm is not None and not astray.any():
+        if overflow.any():
+            return Verdict(Band.LOOSE, note=f"{int(overflow.sum())} of {value.size} overflowed on the way: legal, and never good", **found)
         return _judge_norm(wide, want, found, max_zero_share)
     if value.size:
         with np.errstate(over="ignore"):
@@ -209,7 +217,7 @@ def _judge_floats(got, want: Bounded, fmt: Format, zero_mean, max_zero_share, fl
         return Verdict(Band.WRONG, **found)
     if bad.any():
         return Verdict(Band.LOOSE, **found)
-    if share > max_zero_share:
+    if share > max_zero_share and value.size >= FEW:
         return _mistrusted(found, share, max_zero_share)
     return Verdict(Band.EXACT if same.all() else Band.OK, **found)
 
@@ -231,7 +239,7 @@ def _judge_norm(wide, want: Bounded, found, max_zero_share) -> Verdict:
         found |= dict(worst=at, got=float(wide[at]), want=float(want.value[at]))
     if measured > want.norm:
         return Verdict(Band.WRONG, **found)
-    if found["zero_share"] > max_zero_share:
+    if found["zero_share"] > max_zero_share and wide.size >= FEW:
         return _mistrusted(found, found["zero_share"], max_zero_share)
     return Verdict(Band.EXACT if error == 0 else Band.OK, **found)
 
@@ -261,14 +269,26 @@ def _shape_note(got, want) -> str:
     return note
 
 
+def _library(array) -> str:
+    """The adapter of an array's library; empty if there is none."""
+    name = type(array).__module__.partition(".")[0]
+    return {"jaxlib": "jax"}.get(name, name) if name in ("torch", "cupy", "tensorflow", "jax", "jaxlib") else ""
+
+
+def _flushes(array) -> bool:
+    from tinynet.oracle.adapters import ADAPTERS
+
+    return bool(_library(array)) and ADAPTERS[_library(array)].flushes
+
+
 def to_numpy(array) -> np.ndarray:
     """Any library's array on the host, without a copy where it can be shared."""
     if isinstance(array, np.ndarray):
         return array
-    if type(array).__module__.partition(".")[0] in ("torch", "cupy"):
+    if _library(array):
         from tinynet.oracle.adapters import ADAPTERS
 
-        return ADAPTERS[type(array).__module__.partition(".")[0]].out(array)
+        return ADAPTERS[_library(array)].out(array)
     if hasattr(array, "__array__") or isinstance(array, (int, float, list, np.generic)):
         return np.asarray(array)
     return np.from_dlpack(array) if hasattr(array, "__dlpack__") else np.asarray(array, object)

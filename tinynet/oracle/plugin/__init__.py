@@ -15,7 +15,7 @@ def pytest_addoption(parser):
     group.addoption("--oracle-lenient", action="store_true", help="LOOSE verdicts pass: results that some order of summation can give, though a plain loop does better")
     group.addoption("--oracle-seed", type=int, default=0, metavar="N", help="of the built-in cases and of oracle_rng (default 0)")
     group.addoption("--oracle-save-failures", metavar="DIR", help="save the inputs, the result and the truth of every failing case as DIR/*.npz, with the line that repeats it")
-    group.addoption("--oracle-min-cases", type=int, default=0, metavar="N", help="fail the run if the oracle judged fewer than N cases: a guard against tests that silently stopped testing")
+    group.addoption("--oracle-min-cases", type=int, default=0, metavar="N", help="fail the run if the oracle judged fewer than N cases in this process (pytest-xdist's workers are not counted): a guard against tests that silently stopped testing")
 
 
 def pytest_configure(config):
@@ -54,6 +54,8 @@ _JUDGED = pytest.StashKey[int]()
 
 
 def pytest_sessionfinish(session):
+    if session.config.option.collectonly:
+        return
     least = session.config.getoption("--oracle-min-cases")
     if session.config.stash[_JUDGED] < least and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -61,7 +63,7 @@ def pytest_sessionfinish(session):
 
 def pytest_terminal_summary(terminalreporter, config):
     judged, least = config.stash[_JUDGED], config.getoption("--oracle-min-cases")
-    if judged < least:
+    if judged < least and not config.option.collectonly:
         terminalreporter.write_line(f"oracle: FAILED, {judged} cases were judged, --oracle-min-cases wants {least}: do the tests still use the fixture `oracle`?", red=True)
     elif judged:
         terminalreporter.write_line(f"oracle: {judged} cases judged")
