@@ -85,6 +85,10 @@ class Job:
         for i, name in enumerate(self.settings.peers):
             self.say(f"starting {name}", i, len(self.settings.peers))
             row = {"name": name, "modes": self.modes(name), "status": "ok", "reason": "", "install": make(name).install}
+            if not row["modes"]:
+                row.update(status="left out", reason=f"it has none of the chosen modes, only {', '.join(make(name).modes)}", install="")
+                self.result["peers"].append(row)
+                continue
             try:
                 process = PeerProcess(name, self.settings.threads, self.out / "logs" / f"{name}.txt")
                 self.processes[name] = process

@@ -7,6 +7,8 @@ import io
 import json
 import os
 from importlib.resources import files
+from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 
 from tinynet.compare.job import WANTED_ACCURACY
@@ -21,10 +23,30 @@ LISTINGS = (
 def write(result: dict, out: Path) -> Path:
     """Writes the three files, each whole or not at all; returns the page's path."""
     view = summary(result)
-    _replace(out / "report.json", json.dumps(result, indent=1, allow_nan=True))
+    _replace(out / "report.json", as_json(result, indent=1))
     _replace(out / "report.md", _template("report.md.jinja", view, escape=False))
     _replace(out / "report.html", _template("report.html.jinja", {**view, "plots": plots(result), "listings": listings(), "style": _style()}, escape=True))
     return out / "report.html"
+
+
+def check_ready() -> None:
+    """Raises ModuleNotFoundError, before hours of work and not after them, if a page could not be made."""
+    for name in ("jinja2", "matplotlib", "pygments"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"the report needs {name}, which is not installed; pip install {name}", name=name)
+
+
+def as_json(result: dict, indent: int | None = None) -> str:
+    """The result as JSON, which has no infinity and no NaN: they become null, beside the verdict that says why."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        return None if isinstance(value, float) and not isfinite(value) else value
+
+    return json.dumps(plain(result), indent=indent, allow_nan=False)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -37,7 +59,7 @@ def _template(name: str, values: dict, escape: bool) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=escape, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(time=seconds, number=number)
+    environment.filters.update(time=seconds, number=number, line=lambda text: " ".join(str(text).split()).replace("|", "\\|"))
     return environment.from_string((files("tinynet.compare") / "templates" / name).read_text("utf-8")).render(values)
 
 
@@ -57,7 +79,7 @@ def summary(result: dict) -> dict:
     """The tables that all three forms of the report show, from the raw result."""
     parity = []
     for row in result["parity"]:
-        worst = max(row["checks"], key=lambda c: c["ratio"])
+        worst = max(row["checks"], key=lambda c: (not c["ok"], c["ratio"]))
         parity.append({**row, "ok": all(c["ok"] for c in row["checks"]), "worst": worst, "count": len(row["checks"])})
     wrong = [{**row, "explanation": c["explanation"]} for row in parity for c in row["checks"] if not c["ok"]]
     return {"result": result, "parity": parity, "wrong": wrong, "errors": errors(result), "speed": speed_tables(result), "claims": claims(result), "wanted": WANTED_ACCURACY}

@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import psutil
@@ -53,12 +53,15 @@ def environment(variables: dict[str, str]):
 
 
 class PeerProcess:
-    def __init__(self, name: str, threads: int, log: Path):
+    def __init__(self, name: str, threads: int, log: Path, timeout: float = 120):
         self.name = name
+        log.write_text("")  # of this run alone
         self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(name, str(log)))
+        others = set(active_children())
         with environment({**limits(threads), **make(name).environment}):
-            self.pid = self._wait(self.pool.submit(os.getpid), timeout=120)
-        self.log = log
+            answer = self.pool.submit(os.getpid)
+        self.started = set(active_children()) - others  # known before it answers, so that one that hangs can be ended
+        self._wait(answer, timeout)
 
     def call(self, function: str, *args, timeout: float = 600):
         """Runs a function of this file in the peer's process. Raises PeerFailed."""
@@ -78,17 +81,15 @@ class PeerProcess:
             raise PeerFailed("failed", f"{type(error).__name__}: {error}") from error
 
     def kill(self) -> None:
-        try:
-            process = psutil.Process(self.pid)
-            for each in [*process.children(recursive=True), process]:
-                each.kill()
-        except psutil.NoSuchProcess:
-            return  # it ended by itself
-        finally:
-            self.pool.shutdown(wait=False, cancel_futures=True)
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
+        """Ends the process and all that it started."""
+        for started in self.started:
+            try:
+                process = psutil.Process(started.pid)
+                for each in [*process.children(recursive=True), process]:
+                    each.kill()
+            except psutil.NoSuchProcess:
+                continue  # it ended by itself
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 # --- in the peer's process --------------------------------------------------------------------------
@@ -96,7 +97,6 @@ class PeerProcess:
 _name = ""
 _threads = 0
 _built: dict[tuple[str, str], object] = {}  # (network, mode) -> Peer
-_batches: dict[tuple, object] = {}
 _calls: dict[tuple, object] = {}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(help="A small autograd engine, held against TensorFlow, Keras and PyTorch.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -18,7 +19,7 @@ terminal = Console(stderr=True)
 
 def _choice(text: str, allowed, what: str, only_one: bool = False) -> tuple[str, ...]:
     """A comma-separated option; all of `allowed` if it is empty."""
-    chosen = tuple(part.strip() for part in text.split(",") if part.strip()) or tuple(allowed)
+    chosen = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip())) or tuple(allowed)
     for name in chosen:
         if name not in allowed:
             raise typer.BadParameter(f"there is no {what} {name!r}; choose from {', '.join(allowed)}")
@@ -29,7 +30,7 @@ def _choice(text: str, allowed, what: str, only_one: bool = False) -> tuple[str,
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
-        sizes = tuple(int(part) for part in text.split(","))
+        sizes = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         sizes = ()
     if not sizes or not all(1 <= s <= 1437 for s in sizes):
@@ -41,12 +42,12 @@ def _sizes(text: str) -> tuple[int, ...]:
 def compare(
     networks: Annotated[str, typer.Option(help="tensorflow,keras,pytorch; all if left out")] = "",
     peers: Annotated[str, typer.Option(help="tinynet,tensorflow,keras,keras-jax,keras-torch,pytorch; all if left out")] = "",
-    modes: Annotated[str, typer.Option(help="eager,graph,xla,compile,channels_last; all if left out")] = "",
+    modes: Annotated[str, typer.Option(help="eager,graph,xla,jit,compile,channels_last; all if left out")] = "",
     batch_sizes: Annotated[str, typer.Option(help="images in a timed batch")] = "1,32,128,512",
     threads: Annotated[int, typer.Option(min=1, help="for every peer; the machine's cores if left out")] = os.cpu_count() or 1,
     epochs: Annotated[int, typer.Option(min=1, help="of training on the digits")] = 8,
     quick: Annotated[bool, typer.Option(help="the four main peers, plain modes, batches of 1 and 32, fewer rounds, training of the smallest network alone")] = False,
-    out: Annotated[Path, typer.Option(help="folder for report.html, report.md, report.json and logs")] = Path("out/compare"),
+    out: Annotated[Path, typer.Option(file_okay=False, help="folder for report.html, report.md, report.json and logs")] = Path("out/compare"),
     as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")] = False,
 ) -> None:
     """Runs the article's networks on every peer: do they agree, do they learn, how fast are they."""
@@ -56,7 +57,13 @@ def compare(
     from tinynet.compare import report
     from tinynet.compare.job import Job, Settings
     from tinynet.compare.peers import PEERS, make
+    from tinynet.data import load_digits
 
+    try:
+        report.check_ready()
+        load_digits()
+    except ModuleNotFoundError as error:
+        raise typer.BadParameter(str(error)) from None
     known_modes = list(dict.fromkeys(mode for name in PEERS for mode in make(name).modes))
     main_peers = ("tinynet", "tensorflow", "keras", "pytorch")
     settings = Settings(
@@ -75,17 +82,19 @@ def compare(
         job = Job(settings, out, lambda stage, done, of: progress.update(bar, description=stage, completed=done, total=of))
         try:
             result = job.run()
-        except KeyboardInterrupt:
+        except BaseException as error:  # whatever it was: what is finished is kept
             page = report.write(job.result, out)
-            terminal.print(f"stopped; what was finished is in {page.resolve()}")
-            raise typer.Exit(130) from None
+            terminal.print(f"stopped; what was finished is in {page.resolve()}", markup=False)
+            if isinstance(error, KeyboardInterrupt):
+                raise typer.Exit(130) from None
+            raise
         progress.update(bar, description="writing the report", completed=1, total=1)
         page = report.write(result, out)
     if as_json:
-        json.dump(result, sys.stdout)
+        sys.stdout.write(report.as_json(result))
     else:
         _show(result, report)
-        terminal.print(f"\nreport: {page.resolve()}")
+        terminal.print(f"\nreport: {page.resolve()}", markup=False)
     raise typer.Exit(0 if result["ok"] else 1)
 
 
@@ -114,9 +123,9 @@ def _show(result: dict, report) -> None:
             table.add_row(label, *(report.seconds(cells[s]["median_s"]) if s in cells else "" for s in t["sizes"]))
         console.print(table)
     for w in view["wrong"]:
-        console.print(f"[red]{w['network']}, {w['peer']} {w['mode']}[/]: {w['explanation']}")
+        console.print(f"[red]{w['network']}, {w['peer']} {w['mode']}[/]: {escape(w['explanation'])}")
     for f in result["failures"]:
-        console.print(f"[red]{f['peer']} {f['mode'] or ''} {f['network'] or ''}, {f['stage']}: {f['status']}: {f['reason']}[/] {f['install']}")
+        console.print(f"[red]{f['peer']} {f['mode'] or ''} {f['network'] or ''}, {f['stage']}: {f['status']}: {escape(f['reason'])}[/] {escape(f['install'])}")
 
 
 @app.command()
@@ -149,9 +158,10 @@ def train(
         raise typer.BadParameter(f"device {device!r} is not ready: {tinynet.devices()[device]}")
     if save is not None and not save.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {save.resolve().parent}; create it first")
+    if save is not None and save.is_dir():
+        raise typer.BadParameter(f"{save} is a folder; give the name of a file, like {save / 'weights.safetensors'}")
     chosen = networks.get(name)
     peer = TinynetPeer()
-    peer.start(os.cpu_count() or 1)
     peer.build(chosen, "eager")
     peer.set_state(networks.canonical_state(chosen, seed))
     model = peer.model.to(device)
@@ -200,6 +210,9 @@ def doctor() -> None:
         ("keras", "peer keras", "pip install keras"),
         ("torch", "peer pytorch", "pip install torch"),
         ("jax", "peer keras-jax", "pip install jax"),
+        ("matplotlib", "the report's plots", "pip install matplotlib"),
+        ("jinja2", "the report", "pip install jinja2"),
+        ("pygments", "the report's listings", "pip install pygments"),
     ):
         for name in (package, f"{package}-cpu"):
             try:

@@ -41,6 +41,12 @@ def axes_of(axis, shape: tuple[int, ...], where: str) -> tuple[int, ...]:
     return tuple(a % len(shape) for a in wanted)
 
 
+def check_one_axis(axis, shape: tuple[int, ...], where: str) -> None:
+    if not is_int(axis, -len(shape)):
+        raise ValueError(f"{where}: axis must be an int from {-len(shape)} to {len(shape) - 1} (x is {tuple(shape)}); got {axis!r}")
+    axes_of(axis, shape, where)
+
+
 def check_layout(layout: str, where: str) -> None:
     if layout not in LAYOUTS:
         raise ValueError(f'{where}: layout must be "NCHW" or "NHWC"; got {layout!r}')

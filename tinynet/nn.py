@@ -14,7 +14,7 @@ import numpy as np
 from tinynet import functional as F
 from tinynet import guard
 from tinynet.dispatch import from_host, to_host
-from tinynet.geometry import check_layout, is_int, pair
+from tinynet.geometry import check_layout, is_int, pads, pair
 from tinynet.inputs import tensor
 from tinynet.random import generator
 from tinynet.tensor import Tensor, no_grad
@@ -82,6 +82,8 @@ class Module:
         Raises ValueError that lists every missing or unknown name, wrong shape and wrong dtype.
         """
         parameters = dict(self.named_parameters())
+        if not isinstance(state, Mapping):
+            raise TypeError(f"load_state_dict: expected a mapping of names to arrays, as state_dict() gives; got {type(state).__name__}")
         values = {name: np.asarray(value) for name, value in state.items()}
         wrong = [f"{name} is missing" for name in parameters if name not in values]
         wrong += [f"{name} is not a parameter" for name in values if name not in parameters]
@@ -171,7 +173,8 @@ class Conv2d(Module):
         if in_channels % groups or out_channels % groups:
             raise ValueError(f"Conv2d: {in_channels} input and {out_channels} output channels can't be split into {groups} groups; use multiples of groups")
         check_layout(layout, "Conv2d")
-        rows, columns = pair(kernel_size, "Conv2d", "kernel_size")
+        rows, columns = kernel = pair(kernel_size, "Conv2d", "kernel_size")
+        pads(padding, "Conv2d", kernel, kernel, pair(stride, "Conv2d", "stride"), pair(dilation, "Conv2d", "dilation"))
         fan_in = in_channels // groups * rows * columns
         self.weight = _uniform((out_channels, in_channels // groups, rows, columns), fan_in)
         self.bias = _uniform((out_channels,), fan_in) if bias else None
@@ -202,7 +205,10 @@ class Linear(Module):
 
 class _Pool2d(Module):
     def __init__(self, kernel_size, **options):
-        pair(kernel_size, type(self).__name__, "kernel_size"), check_layout(options["layout"], type(self).__name__)
+        name = type(self).__name__
+        kernel, spread = pair(kernel_size, name, "kernel_size"), pair(options.get("dilation", 1), name, "dilation")
+        stride = kernel if options["stride"] is None else pair(options["stride"], name, "stride")
+        pads(options["padding"], name, kernel, kernel, stride, spread), check_layout(options["layout"], name)
         self.kernel_size = kernel_size
         self.options = options
 

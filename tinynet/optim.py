@@ -11,6 +11,7 @@ Sources: Sutskever et al. 2013 (momentum), Kingma & Ba 2015 (Adam), Loshchilov &
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 
 from tinynet import guard
 from tinynet.dispatch import array_module
@@ -31,8 +32,10 @@ class Optimizer:
         if len({id(p) for p in self.parameters}) < len(self.parameters):
             raise ValueError(f"{name}: a parameter is there twice and would be updated twice; pass model.parameters(), which names each once")
         for option, value in options.items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name}: {option} must be a number; got {value!r}")
             if not value >= 0:
-                raise ValueError(f"{type(self).__name__}: {option} must be >= 0; got {value}")
+                raise ValueError(f"{name}: {option} must be >= 0; got {value}")
         self.state: list[dict] = [{} for _ in self.parameters]
 
     def zero_grad(self) -> None:
@@ -43,6 +46,8 @@ class Optimizer:
         """Updates every parameter that has a gradient."""
         for parameter, state in zip(self.parameters, self.state):
             if parameter.grad is not None:
+                if (parameter.grad.shape, parameter.grad.dtype) != (parameter.shape, parameter.dtype):
+                    raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {parameter.grad.dtype} of shape {parameter.grad.shape}")
                 with guard.writable(parameter) as w:
                     self.update(array_module(parameter.device), w, parameter.grad, state)
 
@@ -75,8 +80,8 @@ class Adam(Optimizer):
 
     def __init__(self, parameters, lr: float = 1e-3, *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0):
         super().__init__(parameters, lr=lr, eps=eps, weight_decay=weight_decay)
-        if not all(0 <= b < 1 for b in betas):
-            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1); got {betas}")
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
+            raise ValueError(f"{type(self).__name__}: betas must be two numbers in [0, 1); got {betas}")
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
 
     def update(self, xp, w, g, state):

@@ -6,6 +6,7 @@ import importlib
 
 import numpy as np
 
+import tinynet
 from tinynet import functional as F
 from tinynet import nn
 from tinynet.compare.networks import Network
@@ -58,11 +59,9 @@ class TinynetPeer(Peer):
     def start(self, threads: int) -> PeerInfo:
         import numba
 
-        import tinynet
         from tinynet.dispatch import variants
 
         numba.set_num_threads(threads)
-        self.tinynet = tinynet
         details = {"numba": numba.__version__, "threads": str(numba.get_num_threads()), "kernels": ", ".join(f"{name}: cpu.{variants(name, 'cpu')[0]}" for name in ("conv2d", "max_pool2d", "matmul"))}
         return PeerInfo("tinynet", tinynet.__version__, details)
 
@@ -78,7 +77,7 @@ class TinynetPeer(Peer):
         network = check_built(self, self.network)
         check_state(self, network, state)
         for (name, _), parameter in zip(network.parameters().items(), self.parameters, strict=True):
-            with self.tinynet.guard.writable(parameter) as array:
+            with tinynet.guard.writable(parameter) as array:
                 array[...] = self._reorder(name, state[name], inward=True)
         self.optimizer = None
 
@@ -101,11 +100,11 @@ class TinynetPeer(Peer):
 
     def _images(self, x: np.ndarray):
         check_images(self, x)
-        return self.tinynet.tensor(images_to_nhwc(x) if self.channels_last else x)
+        return tinynet.tensor(images_to_nhwc(x) if self.channels_last else x)
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         check_built(self, self.network)
-        with self.tinynet.no_grad():
+        with tinynet.no_grad():
             return self.model(self._images(x)).numpy()
 
     def loss_and_gradients(self, x, y):
@@ -130,13 +129,13 @@ class TinynetPeer(Peer):
     def prepare(self, x, y):
         check_built(self, self.network)
         check_classes(self, x, y)
-        return self._images(x), self.tinynet.tensor(y)
+        return self._images(x), tinynet.tensor(y)
 
     def timed_forward(self, batch):
         images, _ = batch
 
         def call():
-            with self.tinynet.no_grad():
+            with tinynet.no_grad():
                 return self.model(images).numpy()
 
         return call
@@ -144,7 +143,7 @@ class TinynetPeer(Peer):
     def timed_train_step(self, batch, optimizer: SGD):
         images, classes = batch
         if self.optimizer is None:
-            self.optimizer = self.tinynet.optim.SGD(self.parameters, optimizer.learning_rate, momentum=optimizer.momentum)
+            self.optimizer = tinynet.optim.SGD(self.parameters, optimizer.learning_rate, momentum=optimizer.momentum)
 
         def call():
             self.optimizer.zero_grad()

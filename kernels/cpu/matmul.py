@@ -1,6 +1,7 @@
 """Matrix product on the CPU, in two forms; which one depends on how b lies in memory.
 
-The variants: `loops`, here, and `simd` (matmul_simd.py), the default. `loops`: as in conv2d.py, the innermost loop runs along memory and takes several terms at a time.
+The variants are `loops`, here, and `simd` (matmul_simd.py), the default. `loops`, as in conv2d.py: the innermost
+loop runs along memory and takes several terms at a time.
 
     b[t, :] contiguous   c[i, :] += a[i, t] * b[t, :]       lanes: columns j; two rows, four t at a time
     b[:, j] contiguous   c[i, j]  = a[i, :] . b[:, j]       lanes: t; 2 x 4 dot products side by side

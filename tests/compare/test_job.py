@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_peers_train_from_equal_weights_on_equal_batches(finished):
 def test_the_three_reports_say_the_same_and_need_no_network(finished):
     result, page, out = finished
     html, markdown = page.read_text(), (out / "report.md").read_text()
-    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(result))
+    assert json.loads((out / "report.json").read_text()) == json.loads(report.as_json(result))
     for text in (html, markdown):
         assert "tinynet" in text and "PyTorch" in text
     assert "http://" not in html.replace("http://www.w3.org", "") and 'src="http' not in html and "<script" not in html
@@ -79,6 +80,38 @@ def die():
 
 def hang():
     time.sleep(60)
+
+
+def test_a_peer_that_hangs_at_its_start_is_ended_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_begin", hang_at_start)
+    others = {child.pid for child in active_children()}
+    with pytest.raises(PeerFailed) as failed:
+        PeerProcess("tinynet", 1, tmp_path / "log.txt", timeout=3)
+    assert failed.value.status == "timed out"
+    time.sleep(0.5)
+    assert {child.pid for child in active_children()} <= others
+
+
+def hang_at_start(*_):
+    time.sleep(60)
+
+
+def test_a_peer_without_the_chosen_mode_is_a_row_that_says_so_and_no_failure(tmp_path):
+    result = Job(settings(peers=("tinynet", "keras"), batch_sizes=(1,), rounds=1), tmp_path / "out", lambda *_: None).run()
+    (left_out,) = [p for p in result["peers"] if p["status"] != "ok"]
+    assert left_out["name"] == "keras" and "none of the chosen modes" in left_out["reason"] and result["failures"] == []
+    assert report.write(result, tmp_path / "out").exists()
+
+
+def test_json_holds_no_infinity_and_markdown_no_broken_lines(finished, tmp_path):
+    result, _, _ = finished
+    broken = json.loads(json.dumps(result))
+    broken["parity"][0]["checks"][1].update(ok=False, ratio=float("inf"), error=float("nan"), explanation="output: WRONG\n  worst | of all")
+    broken["failures"] = [{"peer": "pytorch", "mode": "compile", "network": "keras", "stage": "parity", "status": "failed", "reason": "first\nsecond [/tmp/x] | third", "install": "", "log": "log"}]
+    report.write(broken, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)["parity"][0]["checks"][1]["ratio"] is None
+    assert "first second [/tmp/x] \\| third" in (tmp_path / "report.md").read_text()
+    assert "output: WRONG" in (tmp_path / "report.html").read_text()
 
 
 def test_a_peer_that_crashes_is_reported(tmp_path):

@@ -35,6 +35,7 @@ def test_an_epoch_learns_and_its_weights_are_saved(tmp_path, network, device):
         (["--network", "keras,pytorch"], "one network is wanted"),
         (["--device", "tpu"], "there is no device 'tpu'"),
         (["--save", "/no/such/folder/w"], "there is no folder /no/such/folder"),
+        (["--save", "/"], "is a folder; give the name of a file"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, expected):

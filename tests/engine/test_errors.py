@@ -36,6 +36,12 @@ def module_with(**attributes):
         setattr(module, name, value)
 
 
+def wrong_gradient():
+    p = Parameter(f32(2, 3))
+    p.grad = f32(3)
+    optim.SGD([p]).step()
+
+
 # error, a call, and what must stand in its message, in any order
 TABLE = {
     # conv2d
@@ -110,8 +116,9 @@ TABLE = {
     "sum: an unknown parameter": (TypeError, lambda: Tensor(ROWS).sum(dim=1), "sum: there is no parameter 'dim'; it takes axis, keepdims"),
     "max: axes": (ValueError, lambda: Tensor(ROWS).max(axis=(0, 1)), "max: axis must be None or an int; got (0, 1); reshape the axes into one first"),
     "max: nothing": (ValueError, lambda: Tensor(f32(0, 3)).max(axis=0), "max: there is no largest of no elements (x is (0, 3), axis is 0)"),
-    "softmax: axis": (ValueError, lambda: F.softmax(ROWS, axis=-3), "softmax: axis must be from -2 to 1 | got -3"),
-    "log_softmax: axis": (ValueError, lambda: F.log_softmax(ROWS, axis="last"), "log_softmax: axis must be from -2 to 1 | got 'last'"),
+    "softmax: axes": (ValueError, lambda: F.softmax(ROWS, axis=[0, 1]), "softmax: axis must be an int from -2 to 1 | got [0, 1]"),
+    "softmax: axis": (ValueError, lambda: F.softmax(ROWS, axis=-3), "softmax: axis must be an int from -2 to 1 | got -3"),
+    "log_softmax: axis": (ValueError, lambda: F.log_softmax(ROWS, axis="last"), "log_softmax: axis must be an int from -2 to 1 | got 'last'"),
     "reshape": (ValueError, lambda: Tensor(ROWS).reshape(3, 7), "reshape: x (4, 5) has 20 elements and can't become (3, 7); the lengths must multiply to as many, and one may be -1"),
     "permute": (ValueError, lambda: Tensor(ROWS).permute(0, 0), "permute: axis must be from -2 to 1, each named once (x is (4, 5)); got (0, 0)"),
     "permute: too few": (ValueError, lambda: Tensor(ROWS).permute(1), "permute: axes must name each of the 2 axes of x once (x is (4, 5)); got (1,)"),
@@ -138,6 +145,10 @@ TABLE = {
     "Conv2d: groups": (ValueError, lambda: nn.Conv2d(3, 8, 3, groups=2), "Conv2d: 3 input and 8 output channels can't be split into 2 groups; use multiples of groups"),
     "Conv2d: channels": (ValueError, lambda: nn.Conv2d(0, 8, 3), "Conv2d: in_channels must be an int >= 1; got 0"),
     "Conv2d: kernel": (ValueError, lambda: nn.Conv2d(3, 8, "3"), "Conv2d: kernel_size must be an int >= 1 or a pair of them (rows, columns); got '3'"),
+    "Conv2d: stride": (ValueError, lambda: nn.Conv2d(3, 8, 3, stride="a"), "Conv2d: stride must be an int >= 1 or a pair of them (rows, columns); got 'a'"),
+    "Conv2d: padding": (ValueError, lambda: nn.Conv2d(3, 8, 3, padding=-1), "Conv2d: padding must be an int >= 0 | got -1"),
+    "MaxPool2d: stride": (ValueError, lambda: nn.MaxPool2d(2, stride=0), "MaxPool2d: stride must be | got 0"),
+    "load_state_dict: no mapping": (TypeError, lambda: nn.Linear(2, 3).load_state_dict(None), "load_state_dict: expected a mapping of names to arrays | got NoneType"),
     "Conv2d: layout": (ValueError, lambda: nn.Conv2d(3, 8, 3, layout="HWCN"), "Conv2d: layout must be"),
     "MaxPool2d: kernel": (ValueError, lambda: nn.MaxPool2d((2, 2, 2)), "MaxPool2d: kernel_size must be | got (2, 2, 2)"),
     "Linear: features": (ValueError, lambda: nn.Linear(2.0, 3), "Linear: in_features must be an int >= 1; got 2.0"),
@@ -159,7 +170,10 @@ TABLE = {
     "optimiser: twice": (ValueError, lambda: optim.SGD([(p := Parameter([1.0])), p]), "SGD: a parameter is there twice and would be updated twice"),
     "optimiser: learning rate": (ValueError, lambda: optim.SGD([Parameter([1.0])], lr=-0.1), "SGD: lr must be >= 0; got -0.1"),
     "optimiser: NaN": (ValueError, lambda: optim.Adam([Parameter([1.0])], weight_decay=float("nan")), "Adam: weight_decay must be >= 0; got nan"),
-    "optimiser: betas": (ValueError, lambda: optim.AdamW([Parameter([1.0])], betas=(0.9, 1.0)), "AdamW: betas must be in [0, 1); got (0.9, 1.0)"),
+    "optimiser: a text": (TypeError, lambda: optim.SGD([Parameter([1.0])], lr="0.1"), "SGD: lr must be a number; got '0.1'"),
+    "optimiser: one beta": (ValueError, lambda: optim.Adam([Parameter([1.0])], betas=0.9), "Adam: betas must be two numbers in [0, 1); got 0.9"),
+    "optimiser: a wrong gradient": (ValueError, wrong_gradient, "SGD: a gradient must be float32 of shape (2, 3), as its parameter is; got float32 of shape (3,)"),
+    "optimiser: betas": (ValueError, lambda: optim.AdamW([Parameter([1.0])], betas=(0.9, 1.0)), "AdamW: betas must be two numbers in [0, 1); got (0.9, 1.0)"),
     "optimiser: nesterov": (ValueError, lambda: optim.SGD([Parameter([1.0])], nesterov=True), "SGD: nesterov needs momentum > 0"),
     # kernels and devices
     "use: kernel": (ValueError, lambda: tinynet.use(conv3d="cpu"), "there is no kernel 'conv3d'; the kernels are conv2d, conv2d_dx"),

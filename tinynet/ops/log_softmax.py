@@ -4,7 +4,7 @@ Not log(softmax(x)): that is -inf where softmax underflows.
 dx_j = dy_j - exp(y_j) * sum over t of dy_t.
 """
 
-from tinynet.geometry import axes_of
+from tinynet.geometry import check_one_axis
 from tinynet.op import op
 from tinynet.tensor import Tensor
 
@@ -16,7 +16,7 @@ def log_probabilities(xp, x, axis):
 
 @op(positional=("axis",))
 def log_softmax(k, x, *, axis=-1):
-    axes_of(axis, x.shape, "log_softmax")
+    check_one_axis(axis, x.shape, "log_softmax")
     return log_probabilities(k.xp, x, axis)
 
 

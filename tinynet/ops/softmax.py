@@ -4,14 +4,14 @@ m is the largest x of the row: it changes nothing on paper and keeps exp from ov
 dx_j = y_j * (dy_j - sum over t of dy_t * y_t).
 """
 
-from tinynet.geometry import axes_of
+from tinynet.geometry import check_one_axis
 from tinynet.op import op
 from tinynet.tensor import Tensor
 
 
 @op(positional=("axis",))
 def softmax(k, x, *, axis=-1):
-    axes_of(axis, x.shape, "softmax")
+    check_one_axis(axis, x.shape, "softmax")
     exponentials = k.xp.exp(x - x.max(axis=axis, keepdims=True, initial=-k.xp.inf))
     return exponentials / exponentials.sum(axis=axis, keepdims=True)
 
