@@ -1,4 +1,4 @@
-"""The command line: `tinynet compare`, `tinynet train`, `tinynet doctor`. Exit code 0 only if every check passed."""
+"""The command line: `tinynet compare`, `tinynet train`, `tinynet bench`, `tinynet doctor`. Exit code 0 only if every check passed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 app = typer.Typer(help="A small autograd engine, held against TensorFlow, Keras and PyTorch.", no_args_is_help=True, pretty_exceptions_enable=False)
+bench = typer.Typer(help="Measure kernels and the machine: correctness first, then time.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 terminal = Console(stderr=True)
 
 
@@ -187,6 +189,61 @@ def train(
             raise typer.Exit(1) from None
     if as_json:
         json.dump({"network": name, "device": device, "epochs": history}, sys.stdout)
+
+
+@bench.command()
+def roofline(as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")] = False) -> None:
+    """What this machine can do at most: multiply-adds on registers, and reading memory, measured with our own kernels."""
+    import numpy as np
+
+    from tinynet.bench.roofline import measure
+
+    found = [measure(dtype) for dtype in (np.float32, np.float64)]
+    if as_json:
+        json.dump([{"dtype": r.dtype, "threads": r.threads, "peak_gflops": r.peak / 1e9, "bandwidth_gb_s": {str(k): v / 1e9 for k, v in r.bandwidth.items()}} for r in found], sys.stdout)
+        return
+    for r in found:
+        reads = ", ".join(f"{size:g} MiB {b / 1e9:.0f} GB/s" for size, b in r.bandwidth.items())
+        Console().print(f"{r.dtype}, {r.threads} threads: {r.peak / 1e9:.0f} GFLOP/s; reading again and again {reads}")
+
+
+@bench.command()
+def kernels(
+    networks: Annotated[str, typer.Option(help="tensorflow,keras,pytorch; their layers are timed; tensorflow,keras if left out")] = "tensorflow,keras",
+    batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
+    only: Annotated[str, typer.Option(help="names of kernels, like conv2d,matmul; all if left out")] = "",
+    rounds: Annotated[int, typer.Option(min=3)] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="print the rows as JSON on standard output")] = False,
+) -> None:
+    """Every variant of every CPU kernel on the networks' layers: proved on that very shape, timed in turns, beside the roofline."""
+    import numpy as np
+    from rich.progress import track
+
+    from tinynet.bench import kernels as table
+    from tinynet.bench.roofline import measure
+    from tinynet.compare.networks import NETWORKS
+    from tinynet.kernels.contract import CONTRACTS
+
+    chosen, names, sizes = _choice(networks, list(NETWORKS), "network"), _choice(only, list(CONTRACTS), "kernel"), _sizes(batch_sizes)
+    roof = measure()
+    rng = np.random.default_rng(0)
+    works = [(network, size, work) for network in chosen for size in sizes for work in table.layers(network, size, rng) if work.name in names]
+    found = []
+    for network, size, work in track(works, "measuring", console=terminal):
+        found += [(network, size, r) for r in table.measure(work, roof, rounds=rounds, block_s=0.02)]
+    if as_json:
+        rows = [{"network": n, "images": s, "kernel": r.work.name, "layer": r.work.layer, "variant": r.variant, "verdict": r.verdict, "seconds": r.seconds, "low": r.low, "high": r.high, "gflops": r.gflops, "share_of_roofline": r.share} for n, s, r in found]
+        json.dump({"peak_gflops": roof.peak / 1e9, "threads": roof.threads, "rows": rows}, sys.stdout)
+    else:
+        console = Console()
+        console.print(f"{roof.peak / 1e9:.0f} GFLOP/s at most on {roof.threads} threads")
+        view = Table("network", "images", "kernel", "layer", "variant", "oracle", "time", "GFLOP/s", "of the roofline")
+        for network, size, r in found:
+            impossible = r.share is not None and r.share > 1.1
+            cells = ("", "", "") if r.seconds is None else (f"{r.seconds * 1e6:,.0f} us", f"{r.gflops:,.1f}", "[red]IMPOSSIBLE[/]" if impossible else f"{r.share:.0%}")
+            view.add_row(network, str(size), r.work.name, r.work.layer, r.variant, r.verdict, *cells)
+        console.print(view)
+    raise typer.Exit(0 if all(r.seconds is not None and r.share <= 1.1 for _, _, r in found) else 1)
 
 
 @app.command()

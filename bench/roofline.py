@@ -1,0 +1,76 @@
+"""What this machine can do at most, measured with our own kernels, never a datasheet's.
+
+The peak is what independent multiply-adds on registers reach; the bandwidth what reading long arrays does. A
+kernel that does f operations on b bytes takes at least max(f / peak, b / bandwidth); a time below that is
+IMPOSSIBLE: something was not computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+
+import numba
+import numpy as np
+
+from tinynet.bench.timing import once
+from tinynet.kernels.cpu.program import address_of, compiled, row, run
+from tinynet.kernels.cpu.simd import TARGET, add, get, loads, outer_fma, pointer, splats, stores, zeros
+
+
+def multiply_adds(N, W, T):
+    """N independent chains of multiply-adds, on registers alone."""
+
+    def kernel(row, image, part, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        acc, xs, ws = zeros(x, N, W), splats(x, 0, 1, 0, N, 1, W), loads(x, 64, 1, 0, 1, 0, 1, W)
+        for _ in range(get(row, 2)):
+            acc = outer_fma(acc, xs, ws)
+        stores(y, part * 1024, 1, 0, 1, 0, N, W, acc)
+
+    return kernel
+
+
+def reading(W, T):
+    """Reads this share of an array, eight registers at a time."""
+
+    def kernel(row, image, part, share, shares):
+        x, y, blocks = pointer(get(row, 0), T), pointer(get(row, 1), T), get(row, 2)
+        acc = zeros(x, 8, W)
+        for block in range(blocks * share // shares, blocks * (share + 1) // shares):
+            acc = add(acc, loads(x, block * 8 * W, 1, 0, 1, 0, 8, W))
+        stores(y, part * 1024, 1, 0, 1, 0, 8, W, acc)
+
+    return kernel
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """peak: operations a second (an addition and a multiplication each count). bandwidth: bytes a second, by the size in
+    MiB of what is read over and over."""
+
+    threads: int
+    dtype: str
+    peak: float
+    bandwidth: dict[float, float]
+
+    def least(self, flops: int, moved: int) -> float:
+        """The least seconds of a kernel."""
+        return max(flops / self.peak, moved / max(self.bandwidth.values()))
+
+
+def measure(dtype=np.float32, sizes=(0.25, 4.0, 64.0)) -> Roofline:
+    threads, w, dtype = numba.get_num_threads(), TARGET.lanes(dtype), np.dtype(dtype).type
+    x, y = np.full(256, 1e-3, dtype), np.empty(1024 * threads, dtype)
+    chains, count = 12, 400_000
+    table = [row(compiled(multiply_adds, chains, w, dtype), address_of(x), address_of(y), count)]
+    run(table, threads, threads)
+    peak = max(2 * chains * w * count * threads / once(lambda: run(table, threads, threads)) for _ in range(9))
+    bandwidth = {}
+    for size in sizes:
+        a = np.ones(int(size * 2**20) // np.dtype(dtype).itemsize, dtype)
+        blocks, again = a.size // (8 * w), max(1, int(128 / size))
+        table = [row(compiled(reading, w, dtype), address_of(a), address_of(y), blocks)] * again
+        run(table, 1, 1, threads)
+        bandwidth[size] = median(blocks * 8 * w * a.itemsize * again / once(lambda: run(table, 1, 1, threads)) for _ in range(7))
+    return Roofline(threads, np.dtype(dtype).name, peak, bandwidth)
