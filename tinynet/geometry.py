@@ -197,3 +197,19 @@ class PoolWindow(dict):
         super().__init__(kernel_size=kernel, stride=stride, padding=padding, ceil_mode=bool(ceil_mode), layout=layout)
         if dilation is not None:
             self["dilation"] = spread
+
+
+_checked: dict[str, dict] = {}
+
+
+def checked(kind, *arguments) -> dict:
+    """kind(*arguments) as a dict of one's own, kind being Window or PoolWindow. What was checked once is remembered: the checks
+    take longer than a small kernel. By their text, since 1, True and 1.0 are equal and not the same."""
+    key = repr((kind.__name__, arguments))
+    found = _checked.get(key)
+    if found is None:
+        found = kind(*arguments)
+        if len(_checked) >= 1024:
+            _checked.clear()
+        _checked[key] = found
+    return dict(found)

@@ -4,6 +4,6 @@ Compilations happen at the first call for a dtype, are announced on stderr while
 and are kept on disk (NUMBA_CACHE_DIR, or `__pycache__` beside the source).
 """
 
-from tinynet.kernels.cpu import conv2d, conv2d_simd, matmul, matmul_simd, pool2d
+from tinynet.kernels.cpu import conv2d, conv2d_simd, matmul, matmul_simd, pool2d, pool2d_simd
 
-__all__ = ["conv2d", "conv2d_simd", "matmul", "matmul_simd", "pool2d"]
+__all__ = ["conv2d", "conv2d_simd", "matmul", "matmul_simd", "pool2d", "pool2d_simd"]

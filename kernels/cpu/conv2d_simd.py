@@ -15,8 +15,7 @@ The weights' gradient holds a tile of weights in registers instead, channels of 
     acc[c, :] += x[pixel, c] * dy[pixel, :]
 
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes
-some outputs again. What needs less than 4 lanes (fewer output channels in a group) is left to `loops`, which
-conv2d.py holds; `takes` below says so.
+some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest.
 
 Next on the walk, and its end: tiles.py, the kernels themselves.
 """
@@ -31,17 +30,13 @@ from numba import prange
 
 from tinynet.geometry import nchw, reach
 from tinynet.kernels.contract import implements
-from tinynet.kernels.cpu import conv2d as loops
 from tinynet.kernels.cpu import tiles
 from tinynet.kernels.cpu.jit import parallel, readable
 from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
 
-FEWEST = 4  # lanes that are worth a vector
-
-
-def takes(lanes: int) -> bool:
-    """Does a group of so many output channels fill a vector?"""
-    return lanes >= FEWEST
+def widened(lanes: int) -> int:
+    """Lanes of a group of so many output channels: at least the narrowest vector's."""
+    return max(lanes, tiles.LEAST_LANES)
 
 
 # --- images in memory ----------------------------------------------------------------------------------
@@ -98,22 +93,24 @@ class _Copy:
 
 
 @parallel
-def _lay(weight, order, forward, out):
-    """out[g, t, c, k] = weight[g*K + k, c, order[t]], or out[g, t, k, c] for the gradient of the images."""
+def _lay(weight, order, forward, count, out):
+    """out[g, t, c, k] = weight[g*K + k, c, order[t]], or out[g, t, k, c] for the gradient of the images; 0 from `count` lanes on."""
     groups, taps, terms, lanes = out.shape
     for task in prange(groups * taps):
         g, t = task // taps, task % taps
         for a in range(terms):
-            for b in range(lanes):
-                out[g, t, a, b] = weight[g * lanes + b, a, order[t]] if forward else weight[g * terms + a, b, order[t]]
+            for b in range(count):
+                out[g, t, a, b] = weight[g * count + b, a, order[t]] if forward else weight[g * terms + a, b, order[t]]
+            for b in range(count, lanes):
+                out[g, t, a, b] = 0
 
 
 def laid(weight: np.ndarray, groups: int, order, forward: bool) -> np.ndarray:
     """(groups, taps, terms, lanes)"""
     k, c, kh, kw = weight.shape
-    terms, lanes = (c, k // groups) if forward else (k // groups, c)
-    out = np.empty((groups, kh * kw, terms, lanes), weight.dtype)
-    _lay(readable(weight.reshape(k, c, kh * kw)), readable(np.asarray(order, np.int64)), forward, out)
+    terms, count = (c, k // groups) if forward else (k // groups, c)
+    out = np.empty((groups, kh * kw, terms, widened(count)), weight.dtype)
+    _lay(readable(weight.reshape(k, c, kh * kw)), readable(np.asarray(order, np.int64)), forward, count, out)
     return out
 
 
@@ -123,28 +120,27 @@ def laid(weight: np.ndarray, groups: int, order, forward: bool) -> np.ndarray:
 @implements("conv2d", device="cpu", variant="simd", default=True)
 def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
     k, c, kh, kw = weight.shape
-    if not takes(k // groups):
-        return loops.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout, out=out)
-    dtype = x.dtype.type
+    dtype, lanes = x.dtype.type, widened(k // groups)
     x, y = Images(x := np.ascontiguousarray(x), layout), Images(out, layout)
     chunks, shares = shared(x.n, y.rows)
     (top, _), (left, right) = padding
     copy = _Copy(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
     w = laid(weight, groups, range(kh * kw), forward=True)
-    bias = np.ascontiguousarray(bias) if bias is not None else None
+    if bias is not None:
+        bias = np.ascontiguousarray(np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups))))
 
-    result = _Result(y, 1, y.rows, shares)
+    result = _Result(y, groups, 1, y.rows, shares)
     memory = scratch(chunks * shares * (copy.size + result.size), dtype)
     base = address_of(memory)
     target = base + chunks * shares * copy.part
-    tile = tiles.best(y.rows // shares, y.columns, k // groups, c * kh * kw, kh * kw, dtype)
+    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
     steps = (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel, stride[0] * copy.row, stride[1] * copy.column)
     run(
         [
             *copy.rows_of(base, dtype),
             row(
-                compiled(tiles.conv, *tile, dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, k // groups, c * copy.channel,
-                w.shape[3], w[0].size, copy.source(base), copy.part, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
+                compiled(tiles.conv, *tile, dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, lanes, c * copy.channel,
+                lanes, w[0].size, copy.source(base), copy.part, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
                 result.target(target), result.part, result.image, result.first_row,
             ),  # fmt: skip
             *result.rows_of(target, dtype),
@@ -154,28 +150,35 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
 
 
 class _Result:
-    """Where a tile stores its outputs, whose channels lie side by side: in NHWC images themselves; for NCHW in scratch
-    memory, from which they are transposed. `step` rows of the result belong to one row that parts share."""
+    """Where a tile stores its outputs, whose channels lie side by side: in NHWC images themselves; for NCHW, and for widened
+    groups, in scratch memory, from which they are brought. `step` rows of the result belong to one row that parts share."""
 
-    def __init__(self, y: Images, step: int, rows: int, shares: int):
-        self.y, self.step, self.rows = y, step, rows
-        self.column, self.row = y.channels, y.columns * y.channels
-        self.image, self.part, self.size = (0, 0, 0) if y.first else (y.image, 0, 0)
-        if y.first:
+    def __init__(self, y: Images, groups: int, step: int, rows: int, shares: int):
+        self.y, self.groups, self.step, self.rows = y, groups, step, rows
+        self.count = y.channels // groups
+        self.wide = widened(self.count) > self.count
+        self.apart = y.first or self.wide
+        self.column = groups * widened(self.count)
+        self.row = y.columns * self.column
+        self.image, self.part, self.size = (0, 0, 0) if self.apart else (y.image, 0, 0)
+        if self.apart:
             self.size = lines(ceil(rows / shares) * step * self.row, f"f{y.item}")
             self.part = self.size * y.item
 
     def target(self, base: int) -> int:
-        return base if self.y.first else self.y.address
+        return base if self.apart else self.y.address
 
     @property
     def first_row(self) -> int:
-        return 0 if self.y.first else self.step * self.row
+        return 0 if self.apart else self.step * self.row
 
     def rows_of(self, base: int, dtype) -> list[list[int]]:
         y = self.y
-        if not y.first:
+        if not self.apart:
             return []
+        if self.wide:
+            numbers = (self.rows, self.step, y.rows, y.columns, self.groups, self.count, self.column, base, self.part, y.address, y.image, y.channel, y.column)
+            return [row(compiled(tiles.leave_few, dtype), *numbers)]
         return [row(compiled(tiles.leave, dtype), self.rows, self.step, y.rows, y.columns, y.channels, base, self.part, y.address, y.image, y.channel)]
 
 
@@ -206,9 +209,7 @@ def _span(found) -> tuple[int, int]:
 @implements("conv2d_dx", device="cpu", variant="simd", default=True)
 def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout, out):
     k, c, kh, kw = weight.shape
-    if not takes(c):
-        return loops.conv2d_dx(dy, weight, x_shape=x_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout, out=out)
-    dtype = dy.dtype.type
+    dtype, lanes = dy.dtype.type, widened(c)
     dy, dx = Images(dy := np.ascontiguousarray(dy), layout), Images(out, layout)
     down, across = (phases(*axis) for axis in zip((kh, kw), stride, dilation, (padding[0][0], padding[1][0]), (dx.rows, dx.columns)))
     (up, low), (near, far) = _span(down), _span(across)
@@ -218,7 +219,7 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     inside = up >= 0 and rows - 1 + low < dy.rows and near >= 0 and columns - 1 + far < dy.columns
     sides = (max(-near, 0), max(columns + far - dy.columns, 0))
     copy = _Copy(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
-    result = _Result(dx, stride[0], rows, shares)
+    result = _Result(dx, groups, stride[0], rows, shares)
     memory = scratch(chunks * shares * (copy.size + result.size), dtype)
     base = address_of(memory)
     target = base + chunks * shares * copy.part
@@ -230,14 +231,14 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     for phase, many, _, _, mu, offset, back in down:
         for side, wide, _, _, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
-            tile = tiles.best(least, wide, c, k // groups * mu * mv, max(mu * mv, 1), dtype)
+            tile = tiles.best(least, wide, lanes, k // groups * mu * mv, max(mu * mv, 1), dtype)
             start = (offset - up if copy.needed else offset) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
             table.append(
                 row(
                     compiled(tiles.conv, *tile, dtype), rows, many, wide, mu if mv else 0, mv, k // groups,
                     -back * copy.row, -aside * copy.column, copy.channel, copy.row, copy.column,
-                    stride[0] * result.row, stride[1] * result.column, groups, c, k // groups * copy.channel, c, w[0].size,
-                    copy.source(base) + start * dy.item, copy.part, copy.image, copy.first_row, address_of(w) + before * k // groups * c * dy.item, 0,
+                    stride[0] * result.row, stride[1] * result.column, groups, lanes, k // groups * copy.channel, lanes, w[0].size,
+                    copy.source(base) + start * dy.item, copy.part, copy.image, copy.first_row, address_of(w) + before * (k // groups) * lanes * dy.item, 0,
                     result.target(target) + (phase * result.row + side * result.column) * dy.item, result.part, result.image, result.first_row,
                 )
             )  # fmt: skip
@@ -251,7 +252,7 @@ MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 
 @parallel
-def _gather(partial, chunks, lanes, length, vectors, run_length, out):
+def _gather(partial, chunks, count, lanes, length, vectors, run_length, out):
     """Adds the chunks' sums, and puts each where its weight is.
 
     partial: (chunks, groups, lane blocks, outer taps, inner taps, blocks of the run, run_length, vectors)
@@ -260,7 +261,7 @@ def _gather(partial, chunks, lanes, length, vectors, run_length, out):
     k_all, outer, inner, _ = out.shape
     groups, lane_blocks, run_blocks = partial.shape[1], partial.shape[2], partial.shape[5]
     for task in prange(k_all):
-        g, k = task // lanes, task % lanes
+        g, k = task // count, task % count
         ob = min(k // vectors, lane_blocks - 1)
         lane = k - min(ob * vectors, lanes - vectors)
         for a in range(outer):
@@ -277,38 +278,40 @@ def _gather(partial, chunks, lanes, length, vectors, run_length, out):
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
 def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout, out):
     k, c, kh, kw = weight_shape
-    if not takes(k // groups):
-        return loops.conv2d_dw(dy, x, weight_shape=weight_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout, out=out)
-    dtype = x.dtype.type
+    dtype, lanes = x.dtype.type, widened(k // groups)
     dy, x = Images(dy := np.ascontiguousarray(dy), layout), Images(x := np.ascontiguousarray(x), layout)
     (top, _), (left, right) = padding
     copy = _Copy(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
     # A tile's rows run along the channels; where there are fewer of them than taps in a row, along the taps.
     taps = (kh, dilation[0] * copy.row), (kw, dilation[1] * copy.column), (c, copy.channel)
     (outer, ta), (inner, tb), (length, tj) = taps if c >= kw else (taps[0], taps[2], taps[1])
-    high, vectors, w = tiles.best_dw(length, k // groups, dtype)
-    lane_blocks, run_blocks = ceil(k // groups / (vectors * w)), ceil(length / high)
+    high, vectors, w = tiles.best_dw(length, lanes, dtype)
+    lane_blocks, run_blocks = ceil(lanes / (vectors * w)), ceil(length / high)
     shape = (groups, lane_blocks, outer, inner, run_blocks, high, vectors * w)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     chunks = max(1, min(dy.n, 8, MOST_SUMS // prod(shape)))
     shares = max(1, min(8 // chunks, prod(shape[:5])))
     partial = np.zeros((chunks, *shape), dtype)
 
-    turned = lines(dy.image, dtype) if dy.first else 0
+    wide = lanes > k // groups
+    pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
+    turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
     memory = scratch(chunks * shares * (copy.size + turned), dtype)
     base = address_of(memory)
     target = base + chunks * shares * copy.part
     table = copy.rows_of(base, dtype)
-    if dy.first:
+    if wide:
+        table.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
+    elif dy.first:
         table.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
-    rows = max(1, min(dy.rows, max(ceil(64 / dy.columns), 5000 // max(1, dy.columns * (k + copy.column)))))
+    rows = max(1, min(dy.rows, max(ceil(64 / dy.columns), 5000 // max(1, dy.columns * (pitch + copy.column)))))
     table.append(
         row(
             compiled(tiles.conv_dw, high, vectors, w, dtype), dy.rows, dy.columns, outer, inner, length, ta, tb, tj, stride[0] * copy.row, stride[1] * copy.column,
-            dy.columns * k, k, groups, k // groups, c * copy.channel, copy.source(base), copy.part, copy.image,
-            target if dy.first else dy.address, turned * dy.item, 0 if dy.first else dy.image, address_of(partial), prod(shape) * dy.item, rows,
+            dy.columns * pitch, pitch, groups, lanes, c * copy.channel, copy.source(base), copy.part, copy.image,
+            target if turned else dy.address, turned * dy.item, 0 if turned else dy.image, address_of(partial), prod(shape) * dy.item, rows,
         )
     )  # fmt: skip
     run(table, dy.n, chunks, shares)
     by_run = out.transpose(0, 2, 3, 1) if c >= kw else out.transpose(0, 2, 1, 3)
-    _gather(partial, chunks, k // groups, length, vectors * w, high, by_run)
+    _gather(partial, chunks, k // groups, lanes, length, vectors * w, high, by_run)

@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 from tinynet.kernels.cpu import simd
 from tinynet.kernels.cpu.jit import announced, launched_safely
 
-ROW = 40  # numbers in a row of a table: the kernel's address, then what it reads
+ROW = 32  # numbers in a row of a table: the kernel's address, then what it reads
 _ABI = signature(types.void, types.CPointer(types.int64), types.int64, types.int64, types.int64, types.int64)
 # What numba's cache can't see: the layer that kernels are generated from, and the vectors it was asked for.
 _STAMP = hashlib.sha256(Path(simd.__file__).read_bytes() + simd.TARGET.name.encode()).hexdigest()[:8]
@@ -98,7 +98,7 @@ def _run(table, images, chunks, shares):
 def run(rows: list[list[int]], images: int, chunks: int, shares: int = 1) -> None:
     """Plays the rows for every image; see the top of this file."""
     if images:
-        _run(np.array(rows, np.int64).reshape(-1), images, chunks, shares)
+        _run(np.array([number for r in rows for number in r], np.int64), images, chunks, shares)
 
 
 class _Scratch(threading.local):

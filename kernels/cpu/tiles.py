@@ -10,6 +10,8 @@ from __future__ import annotations
 from functools import lru_cache
 from math import ceil
 
+import numpy as np
+
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import TARGET, add, get, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
 
@@ -152,6 +154,42 @@ def leave(T):
     return kernel
 
 
+def leave_few(T):
+    """The same for groups of a few channels, which a tile has widened to more lanes; to images of any layout."""
+
+    def kernel(row, image, part, share, shares):
+        outputs, step, height, width = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        groups, count, pitch = get(row, 4), get(row, 5), get(row, 6)
+        x = pointer(get(row, 7) + part * get(row, 8), T)
+        y, y_channel, y_pixel = pointer(get(row, 9), T), get(row, 11), get(row, 12)
+        begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
+        target = image * get(row, 10) + begin * width * y_pixel
+        for g in range(groups):
+            for o in range(count):
+                for p in range((end - begin) * width):
+                    put(y, target + (g * count + o) * y_channel + p * y_pixel, get(x, p * pitch + g * (pitch // groups) + o))
+
+    return kernel
+
+
+def turn_few(T):
+    """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros."""
+
+    def kernel(row, image, part, share, shares):
+        groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
+        y, source = pointer(get(row, 8) + part * get(row, 9), T), image * get(row, 5)
+        lanes = pitch // groups
+        for p in range(pixels):
+            for g in range(groups):
+                for o in range(count):
+                    put(y, p * pitch + g * lanes + o, get(x, source + p * x_pixel + (g * count + o) * x_channel))
+                for o in range(count, lanes):
+                    put(y, p * pitch + g * lanes + o, 0.0)
+
+    return kernel
+
+
 def turn(T):
     """An NCHW image as pixels x channels in scratch memory."""
 
@@ -251,9 +289,9 @@ def best_gemm(rows: int, lanes: int, terms: int, dtype) -> tuple[int, int, int]:
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
-        for v in (1, 2, 3, 4):
+        for v in (1, 2, 3, 4, 8, 16):  # a single row reads b once: the longer the pieces, the better
             for r in (1, 2, 3, 4, 6, 8, 9, 12, 14):
-                if v * w > lanes or r > rows or r * v + v + 1 > TARGET.registers or r * v > 28:
+                if v > 4 and r > 1 or v * w > lanes or r > rows or r * v + v + 1 > TARGET.registers or r * v > 28:
                     continue
                 large = 1.2 if terms * v * w * 4 > 300_000 else 1.0  # a panel of b beyond the second cache
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
@@ -338,5 +376,32 @@ def dots(R, C, W, T):
                             for t in range(whole, terms):
                                 total += get(a, p + r * a_row + t) * get(b, q + s * b_row + t)
                             put(c, co + (i + r) * c_row + j + s, total)
+
+    return kernel
+
+
+# --- pooling -----------------------------------------------------------------------------------------------------
+
+
+def max_pool(KR, KC, SR, SC, T):
+    """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
+    becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
+
+    def kernel(row, plane, part, share, shares):
+        x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
+        height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
+        xo, yo = plane * height * width, plane * rows * columns
+        for i in range(rows * share // shares, rows * (share + 1) // shares):
+            for j in range(columns):
+                first = i * SR * width + j * SC
+                best, place = get(x, xo + first), np.int32(first)
+                for u in range(KR):
+                    for v in range(KC):
+                        value = get(x, xo + first + u * width + v)
+                        better = (value > best) | ((value != value) & (best == best))
+                        best = value if better else best
+                        place = np.int32(first + u * width + v) if better else place
+                put(y, yo + i * columns + j, best)
+                put(argmax, yo + i * columns + j, place)
 
     return kernel

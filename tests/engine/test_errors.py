@@ -242,3 +242,13 @@ def test_an_error_leaves_the_mode_and_the_kernels_as_they_were():
     from tinynet.dispatch import implementation
 
     assert implementation("conv2d", "cpu").device == "cpu"
+
+
+def test_what_was_checked_once_is_not_taken_for_what_only_looks_equal():
+    """1 == True == 1.0: the geometry that is remembered for one must not answer for the others."""
+    for wrong in (True, 1.0):
+        assert F.conv2d(IMAGES, f32(8, 3, 3, 3), groups=1, stride=1).shape == (2, 8, 30, 28)
+        with pytest.raises(ValueError, match="groups must be an int >= 1"):
+            F.conv2d(IMAGES, f32(8, 3, 3, 3), groups=wrong)
+        with pytest.raises(ValueError, match="stride must be an int >= 1"):
+            F.conv2d(IMAGES, f32(8, 3, 3, 3), stride=(wrong, 1))

@@ -14,6 +14,7 @@ from tinynet.geometry import nchw
 SEEDS = range(100)
 DTYPES = (np.float32, np.float64)
 DEVICES = ("cpu", "reference")
+PATHS = ("cpu.simd", "cpu.loops", "reference")  # of max_pool2d
 
 NAMED = {
     "one pixel": Pooling((1, 1, 1, 1), dict(kernel_size=1)),
@@ -88,16 +89,16 @@ def with_ties_and_specials(rng, shape, dtype):
 # --- max-pooling: selections, so bit for bit ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("case", cases(average=False))
-def test_max_pooling_is_its_definition(case, device, rng):
+def test_max_pooling_is_its_definition(case, path, rng):
     window = case.window()
     for dtype, fill in ((np.float32, with_ties_and_specials), (np.float64, reals)):
         x = fill(rng, case.x_shape, dtype)
-        y, argmax = run("max_pool2d", device, x, **window)
+        y, argmax = run("max_pool2d", path, x, **window)
         want, places = defined(x, window, largest)
-        assert_same(y, want, f"{device}: {case}")
-        assert_same(argmax, places, f"{device}, argmax: {case}")
+        assert_same(y, want, f"{path}: {case}")
+        assert_same(argmax, places, f"{path}, argmax: {case}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
@@ -139,7 +140,7 @@ def test_max_pooling_agrees_with_torch(case, rng):
     assert_same(to_nchw(ours, window["layout"]), leaf.grad.numpy(), str(case))
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", PATHS)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_max_pooling_at_ties_nan_and_minus_infinity(layout, device):
     window = dict(kernel_size=(2, 2), stride=(2, 2), padding=((0, 0), (0, 0)), dilation=(1, 1), ceil_mode=False, layout=layout)

@@ -6,13 +6,13 @@ count(i, j) is how many places of the window lie in the padded image or, with
 `count_include_pad=False`, in the image itself. stride is the kernel size unless given.
 """
 
-from tinynet.geometry import PoolWindow
+from tinynet.geometry import PoolWindow, checked
 from tinynet.op import op
 
 
 @op(positional=("kernel_size",))
 def avg_pool2d(k, x, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True, layout="NCHW"):
-    window = PoolWindow(x.shape, kernel_size, stride, padding, ceil_mode, layout, "avg_pool2d")
+    window = checked(PoolWindow, x.shape, kernel_size, stride, padding, ceil_mode, layout, "avg_pool2d")
     window["count_include_pad"] = bool(count_include_pad)
     return k.avg_pool2d(x, **window), {"window": window, "x_shape": x.shape}
 

@@ -14,13 +14,13 @@ Raises ValueError where the shapes don't fit, TypeError where the dtypes don't.
 Next on the walk: dispatch.py, who answers when `k.conv2d` is called.
 """
 
-from tinynet.geometry import Window
+from tinynet.geometry import Window, checked
 from tinynet.op import op
 
 
 @op
 def conv2d(k, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, layout="NCHW"):
-    window = Window(x.shape, weight.shape, stride, padding, dilation, groups, layout)
+    window = checked(Window, x.shape, weight.shape, stride, padding, dilation, groups, layout)
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"conv2d: bias must have shape {weight.shape[:1]}, one value for each filter; got {bias.shape}")
     return k.conv2d(x, weight, bias, **window), {"window": window, "x_shape": x.shape, "weight_shape": weight.shape}

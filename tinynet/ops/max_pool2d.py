@@ -7,13 +7,13 @@ any number and is passed on. stride is the kernel size unless given; padding as 
 `ceil_mode` keeps the last, incomplete window (PyTorch's rule).
 """
 
-from tinynet.geometry import PoolWindow
+from tinynet.geometry import PoolWindow, checked
 from tinynet.op import op
 
 
 @op(positional=("kernel_size",))
 def max_pool2d(k, x, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False, layout="NCHW"):
-    window = PoolWindow(x.shape, kernel_size, stride, padding, ceil_mode, layout, "max_pool2d", dilation)
+    window = checked(PoolWindow, x.shape, kernel_size, stride, padding, ceil_mode, layout, "max_pool2d", dilation)
     y, argmax = k.max_pool2d(x, **window)
     return y, {"argmax": argmax, "x_shape": x.shape}
 

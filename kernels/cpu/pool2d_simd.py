@@ -1,0 +1,34 @@
+"""Max-pooling of NCHW planes as vector code: windows and strides that are small constants, and lie inside the image.
+
+That is nearly every pooling there is. What is not (padding, dilation, windows that reach past the image,
+NHWC, whose channels fill the lanes anyway) is left to `loops`, which pool2d.py holds.
+"""
+
+from __future__ import annotations
+
+from tinynet.kernels.contract import implements
+from tinynet.kernels.cpu import pool2d as loops
+from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu.conv2d_simd import shared
+from tinynet.kernels.cpu.jit import readable
+from tinynet.kernels.cpu.program import address_of, compiled, row, run
+
+LARGEST = 4  # rows or columns of a window, and steps between windows
+
+
+def takes(x_shape, kernel_size, stride, padding, dilation, outputs, layout) -> bool:
+    inside = all((o - 1) * s + e <= size for o, s, e, size in zip(outputs, stride, kernel_size, x_shape[2:]))
+    return layout == "NCHW" and inside and not any(map(any, padding)) and max(dilation) == 1 and max(*kernel_size, *stride) <= LARGEST
+
+
+@implements("max_pool2d", device="cpu", variant="simd", default=True)
+def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode, layout, out):
+    y, argmax = out
+    if not takes(x.shape, kernel_size, stride, padding, dilation, y.shape[2:], layout):
+        loops.max_pool2d(x, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, layout=layout, out=out)
+        return
+    x = readable(x)
+    planes = x.shape[0] * x.shape[1]
+    chunks, shares = shared(planes, y.shape[2])
+    kernel = compiled(tiles.max_pool, *kernel_size, *stride, x.dtype.type)
+    run([row(kernel, address_of(x), address_of(y), address_of(argmax), *x.shape[2:], *y.shape[2:])], planes, chunks, shares)
