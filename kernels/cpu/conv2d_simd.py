@@ -126,8 +126,10 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
     (top, _), (left, right) = padding
     copy = _Copy(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
     w = laid(weight, groups, range(kh * kw), forward=True)
+    if bias is not None and lanes > k // groups:
+        bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups)))
     if bias is not None:
-        bias = np.ascontiguousarray(np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups))))
+        bias = np.ascontiguousarray(bias)
 
     result = _Result(y, groups, 1, y.rows, shares)
     memory = scratch(chunks * shares * (copy.size + result.size), dtype)

@@ -65,8 +65,9 @@ def readable(a: np.ndarray) -> np.ndarray:
 
 
 def chunks(count: int, least: int) -> int:
-    """Into how many parts to cut `count` equal pieces of work, each at least `least` long, for the threads."""
-    return max(1, min(numba.get_num_threads() * 4, count // max(least, 1)))
+    """Into how many parts to cut `count` equal pieces of work, each at least `least` long. Parts have sums of their own, so
+    their number, and with it the order of every sum, may not depend on the number of threads."""
+    return max(1, min(32, count // max(least, 1)))
 
 
 @contextmanager
