@@ -295,6 +295,9 @@ def doctor() -> None:
 
         launch()
         console.print(f"numba: {numba.get_num_threads()} threads, threading layer {numba.threading_layer()}")
+        from tinynet.kernels.cpu.simd import TARGET
+
+        console.print(f"vectors: {TARGET.name}, {TARGET.bits} bits, {TARGET.registers} registers (TINYNET_SIMD chooses others)")
         if numba.threading_layer() == "workqueue":
             console.print("  workqueue takes 100 us and more to start a parallel loop; install OpenMP (Debian: apt-get install libgomp1) for about 2 us")
     raise typer.Exit(0 if ready else 1)

@@ -1,12 +1,13 @@
 """Convolution on the CPU: the definition's sums, turned so that the innermost loop runs along memory.
 
 The story of the variants, simplest first, with the share of the machine's multiply-add peak that each reached on two Zen 4
-cores (32 -> 64 channels, 3 x 3, 128 images of 16 x 16; forward, dx, dw):
+cores: forward, dx and dw of 32 -> 64 channels, 3 x 3, on 128 NCHW images of 16 x 16.
 
-    loops   plain Python loops whose innermost one LLVM turns into vector code    25 %  30 %   6 %    this file
-    simd    a tile of outputs held in vector registers from first term to last    62 %  62 %  70 %    conv2d_simd.py
+    loops   plain Python loops whose innermost one LLVM turns into vector code    33 %  31 %   7 %    this file
+    simd    a tile of outputs held in vector registers from first term to last    81 %  82 %  78 %    conv2d_simd.py
 
-`simd` is the default; `with tinynet.use(conv2d="cpu.loops"):` runs the other. What follows is `loops`.
+Yours: `tinynet bench kernels --networks tensorflow --batch-sizes 128`. `simd` is the default;
+`with tinynet.use(conv2d="cpu.loops"):` runs the other. What follows is `loops`.
 
 The innermost loop must run over numbers that lie side by side and are all wanted, so images are
 copied once to (rows, columns, channels) with their padding around them, and weights are laid out

@@ -141,7 +141,7 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
         [
             *copy.rows_of(base, dtype),
             row(
-                compiled(tiles.conv, *tile, dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, lanes, c * copy.channel,
+                compiled(tiles.conv, *tile, tiles.pixel_step(steps[4], 2 * x.n * y.rows * y.columns * weight.size), dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, lanes, c * copy.channel,
                 lanes, w[0].size, copy.source(base), copy.part, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
                 result.target(target), result.part, result.image, result.first_row,
             ),  # fmt: skip
@@ -230,6 +230,7 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     missing = sorted(set(range(kh * kw)) - set(order))  # taps that meet no phase: the image has fewer rows than the stride
     w = laid(weight, groups, order + missing, forward=False)
     table, before = copy.rows_of(base, dtype), 0
+    flops = 2 * dy.n * dy.rows * dy.columns * weight.size
     for phase, many, _, _, mu, offset, back in down:
         for side, wide, _, _, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
@@ -237,7 +238,7 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
             start = (offset - up if copy.needed else offset) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
             table.append(
                 row(
-                    compiled(tiles.conv, *tile, dtype), rows, many, wide, mu if mv else 0, mv, k // groups,
+                    compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), rows, many, wide, mu if mv else 0, mv, k // groups,
                     -back * copy.row, -aside * copy.column, copy.channel, copy.row, copy.column,
                     stride[0] * result.row, stride[1] * result.column, groups, lanes, k // groups * copy.channel, lanes, w[0].size,
                     copy.source(base) + start * dy.item, copy.part, copy.image, copy.first_row, address_of(w) + before * (k // groups) * lanes * dy.item, 0,

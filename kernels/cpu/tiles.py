@@ -208,8 +208,17 @@ def turn(T):
 # --- sums -----------------------------------------------------------------------------------------------------
 
 
-def conv(R, C, V, W, T):
-    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula."""
+WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in a third of a second, once
+
+
+def pixel_step(step: int, flops: float) -> int:
+    """The step between pixels as a constant of the kernel: then a tile's places are one address and constants, where else each
+    takes a register and there are too few. 1, as in NCHW, always; others in calls that are worth it; else 0, not constant."""
+    return step if step == 1 or flops >= WORTH else 0
+
+
+def conv(R, C, V, W, STEP, T):
+    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step."""
     N, LANES = R * C * V, V * W
 
     def kernel(row, image, part, share, shares):
@@ -235,7 +244,10 @@ def conv(R, C, V, W, T):
                             for b in range(taps_b):
                                 at = p + a * ta + b * tb
                                 for c in range(terms):
-                                    acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, q, 1, 0, 1, 0, V, W))
+                                    if STEP:
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, q, 1, 0, 1, 0, V, W))
+                                    else:
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, q, 1, 0, 1, 0, V, W))
                                     at += tc
                                     q += w_term
                         if bias != 0:
