@@ -29,7 +29,7 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from tinynet.geometry import nchw, reach
+from tinynet.geometry import nchw
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu.jit import chunks, inline, parallel, parallel_dot, readable
 

@@ -17,76 +17,23 @@ The weights' gradient holds a tile of weights in registers instead, channels of 
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes
 some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest.
 
-Next on the walk, and its end: tiles.py, the kernels themselves.
+images.py has the copies that padding and layouts ask for. Next on the walk, and its end: tiles.py, the kernels
+themselves.
 """
 
 from __future__ import annotations
 
 from math import ceil, gcd, prod
 
-import numba
 import numpy as np
 from numba import prange
 
-from tinynet.geometry import nchw, reach
+from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
 from tinynet.kernels.cpu.jit import parallel, readable
 from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
-
-def widened(lanes: int) -> int:
-    """Lanes of a group of so many output channels: at least the narrowest vector's."""
-    return max(lanes, tiles.LEAST_LANES)
-
-
-# --- images in memory ----------------------------------------------------------------------------------
-
-
-class Images:
-    """A batch of images as steps through memory, in elements: from one image, row, column or channel to the next."""
-
-    def __init__(self, array: np.ndarray, layout: str):
-        self.array = array  # kept: an address alone holds no memory
-        self.address, self.item = address_of(array), array.itemsize
-        self.n, self.channels, self.rows, self.columns = nchw(array.shape, layout)
-        self.image = self.channels * self.rows * self.columns
-        self.first = layout == "NCHW"
-        self.row, self.column, self.channel = (self.columns, 1, self.rows * self.columns) if self.first else (self.columns * self.channels, self.channels, 1)
-
-
-def shared(images: int, rows: int) -> tuple[int, int]:
-    """(chunks, shares): several pieces of work for each thread; an image's rows are shared where there are few images."""
-    wanted = 4 * numba.get_num_threads() if numba.get_num_threads() > 1 else 1
-    chunks = min(images, wanted)
-    return chunks, max(1, min(rows, wanted // max(chunks, 1) if chunks < wanted else 1))
-
-
-class _Copy:
-    """The rows that one part needs, with their padding around them, in scratch memory; or the images as they lie."""
-
-    def __init__(self, x: Images, step: int, top: int, count: int, sides: tuple[int, int], rows: int, shares: int, needed: bool):
-        """Output row i reads `count` rows from i*step - top on; `sides`: columns of padding; `rows`: outputs of an image.
-        shares: 0 if every part needs the whole image."""
-        self.x, self.needed, self.step = x, needed, step
-        if not needed:
-            self.image, self.row, self.column, self.channel = x.image, x.row, x.column, x.channel
-            self.part, self.first_row, self.size = 0, step * x.row, 0
-            return
-        most = (ceil(rows / max(shares, 1)) - 1) * step + count  # rows in the largest share
-        width = sides[0] + x.columns + sides[1]
-        self.column, self.row, self.channel = (1, width, most * width) if x.first else (x.channels, width * x.channels, 1)
-        self.image = self.first_row = 0  # scratch begins at the share's own first row
-        self.size = lines(most * width * x.channels, f"f{x.item}")
-        self.part = self.size * x.item
-        planes, run_, wide = (x.channels, x.columns, 1) if x.first else (1, x.columns * x.channels, x.channels)
-        self.numbers = (x.image, planes, x.channel if x.first else 0, x.rows, x.row, run_, sides[0] * wide, sides[1] * wide, rows, step, top, count, self.channel if x.first else 0, self.row)
-        self.whole = not shares
-
-    def rows_of(self, base: int, dtype) -> list[list[int]]:
-        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.part, self.whole)] if self.needed else []
-
-    def source(self, base: int) -> int:
-        return base if self.needed else self.x.address
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
@@ -124,14 +71,14 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
     x, y = Images(x := np.ascontiguousarray(x), layout), Images(out, layout)
     chunks, shares = shared(x.n, y.rows)
     (top, _), (left, right) = padding
-    copy = _Copy(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
+    copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
     w = laid(weight, groups, range(kh * kw), forward=True)
     if bias is not None and lanes > k // groups:
         bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups)))
     if bias is not None:
         bias = np.ascontiguousarray(bias)
 
-    result = _Result(y, groups, 1, y.rows, shares)
+    result = Leaving(y, groups, 1, y.rows, shares)
     memory = scratch(chunks * shares * (copy.size + result.size), dtype)
     base = address_of(memory)
     target = base + chunks * shares * copy.part
@@ -149,39 +96,6 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
         ],
         x.n, chunks, shares,
     )  # fmt: skip
-
-
-class _Result:
-    """Where a tile stores its outputs, whose channels lie side by side: in NHWC images themselves; for NCHW, and for widened
-    groups, in scratch memory, from which they are brought. `step` rows of the result belong to one row that parts share."""
-
-    def __init__(self, y: Images, groups: int, step: int, rows: int, shares: int):
-        self.y, self.groups, self.step, self.rows = y, groups, step, rows
-        self.count = y.channels // groups
-        self.wide = widened(self.count) > self.count
-        self.apart = y.first or self.wide
-        self.column = groups * widened(self.count)
-        self.row = y.columns * self.column
-        self.image, self.part, self.size = (0, 0, 0) if self.apart else (y.image, 0, 0)
-        if self.apart:
-            self.size = lines(ceil(rows / shares) * step * self.row, f"f{y.item}")
-            self.part = self.size * y.item
-
-    def target(self, base: int) -> int:
-        return base if self.apart else self.y.address
-
-    @property
-    def first_row(self) -> int:
-        return 0 if self.apart else self.step * self.row
-
-    def rows_of(self, base: int, dtype) -> list[list[int]]:
-        y = self.y
-        if not self.apart:
-            return []
-        if self.wide:
-            numbers = (self.rows, self.step, y.rows, y.columns, self.groups, self.count, self.column, base, self.part, y.address, y.image, y.channel, y.column)
-            return [row(compiled(tiles.leave_few, dtype), *numbers)]
-        return [row(compiled(tiles.leave, dtype), self.rows, self.step, y.rows, y.columns, y.channels, base, self.part, y.address, y.image, y.channel)]
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -220,8 +134,8 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     columns = ceil(dx.columns / stride[1])
     inside = up >= 0 and rows - 1 + low < dy.rows and near >= 0 and columns - 1 + far < dy.columns
     sides = (max(-near, 0), max(columns + far - dy.columns, 0))
-    copy = _Copy(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
-    result = _Result(dx, groups, stride[0], rows, shares)
+    copy = Entering(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
+    result = Leaving(dx, groups, stride[0], rows, shares)
     memory = scratch(chunks * shares * (copy.size + result.size), dtype)
     base = address_of(memory)
     target = base + chunks * shares * copy.part
@@ -262,7 +176,7 @@ def _gather(partial, chunks, count, lanes, length, vectors, run_length, out):
     out: (K, outer taps, inner taps, length), as strides of the weight's gradient.
     """
     k_all, outer, inner, _ = out.shape
-    groups, lane_blocks, run_blocks = partial.shape[1], partial.shape[2], partial.shape[5]
+    lane_blocks, run_blocks = partial.shape[2], partial.shape[5]
     for task in prange(k_all):
         g, k = task // count, task % count
         ob = min(k // vectors, lane_blocks - 1)
@@ -284,7 +198,7 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     dtype, lanes = x.dtype.type, widened(k // groups)
     dy, x = Images(dy := np.ascontiguousarray(dy), layout), Images(x := np.ascontiguousarray(x), layout)
     (top, _), (left, right) = padding
-    copy = _Copy(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
+    copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
     # A tile's rows run along the channels; where there are fewer of them than taps in a row, along the taps.
     taps = (kh, dilation[0] * copy.row), (kw, dilation[1] * copy.column), (c, copy.channel)
     (outer, ta), (inner, tb), (length, tj) = taps if c >= kw else (taps[0], taps[2], taps[1])

@@ -12,7 +12,6 @@ Blocks are sized so that the part of b in use stays in the L2 cache while the ro
 
 from __future__ import annotations
 
-import numpy as np
 from numba import prange
 
 from tinynet.kernels.contract import implements

@@ -1,4 +1,6 @@
-"""Pooling on the CPU. The variants are `loops`, here, and for max-pooling `simd` (pool2d_simd.py). `loops`: one tap of the window at a time, the innermost loop along memory.
+"""Pooling on the CPU. The variants are `loops`, here, and `simd` for max-pooling (pool2d_simd.py).
+
+`loops`: one tap of the window at a time, the innermost loop along memory.
 
 NCHW: a plane (one channel of one image) is one task, lanes run along the row of outputs.
 NHWC: a row of outputs is one task, lanes run along the channels.

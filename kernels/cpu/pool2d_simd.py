@@ -9,7 +9,7 @@ from __future__ import annotations
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import pool2d as loops
 from tinynet.kernels.cpu import tiles
-from tinynet.kernels.cpu.conv2d_simd import shared
+from tinynet.kernels.cpu.images import shared
 from tinynet.kernels.cpu.jit import readable
 from tinynet.kernels.cpu.program import address_of, compiled, row, run
 

@@ -321,14 +321,3 @@ def transposed(typing, tile):
         return _packed(builder, rows)
 
     return tile(tile), generate
-
-
-@intrinsic
-def hidden(typing, number):
-    """The same integer, but LLVM can't know it: a short loop up to it stays a loop, and is not unrolled until
-    the registers run out."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.call(ir.InlineAsm(ir.FunctionType(_I64, [_I64]), "", "=r,0"), [arguments[0]])
-
-    return types.int64(types.int64), generate

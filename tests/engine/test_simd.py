@@ -12,7 +12,7 @@ from kernels_by_hand import assert_same
 
 from tinynet.kernels.cpu import simd, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch
-from tinynet.kernels.cpu.simd import add, get, hidden, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
 
 DTYPES = [np.float32, np.float64]
 WIDTHS = [2, 4, 8, 16]
@@ -50,7 +50,7 @@ def outer(n, m, W, T):
     def kernel(row, image, part, share, shares):
         x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
         acc = zeros(x, count, W)
-        for t in range(hidden(5)):
+        for t in range(5):
             acc = outer_fma(acc, splats(x, t, 1, 0, n, 10, W), loads(w, t * 64, 1, 0, 1, 0, m, W))
         stores(y, 0, n, m * W, 1, 0, m, W, acc)
 

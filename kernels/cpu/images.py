@@ -1,0 +1,99 @@
+"""Images in memory as kernels on vector registers see them: steps from one place to the next, what is copied on the
+way in (padding) and on the way out (channels side by side, as a tile stores them, into the layout that was asked for).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+
+import numba
+import numpy as np
+
+from tinynet.geometry import nchw
+from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu.program import address_of, compiled, lines, row
+
+
+def widened(lanes: int) -> int:
+    """Lanes of a group of so many output channels: at least the narrowest vector's."""
+    return max(lanes, tiles.LEAST_LANES)
+
+
+class Images:
+    """A batch of images as steps through memory, in elements: from one image, row, column or channel to the next."""
+
+    def __init__(self, array: np.ndarray, layout: str):
+        self.array = array  # kept: an address alone holds no memory
+        self.address, self.item = address_of(array), array.itemsize
+        self.n, self.channels, self.rows, self.columns = nchw(array.shape, layout)
+        self.image = self.channels * self.rows * self.columns
+        self.first = layout == "NCHW"
+        self.row, self.column, self.channel = (self.columns, 1, self.rows * self.columns) if self.first else (self.columns * self.channels, self.channels, 1)
+
+
+def shared(images: int, rows: int) -> tuple[int, int]:
+    """(chunks, shares): several pieces of work for each thread; an image's rows are shared where there are few images."""
+    wanted = 4 * numba.get_num_threads() if numba.get_num_threads() > 1 else 1
+    chunks = min(images, wanted)
+    return chunks, max(1, min(rows, wanted // max(chunks, 1) if chunks < wanted else 1))
+
+
+class Entering:
+    """The rows that one part needs, with their padding around them, in scratch memory; or the images as they lie."""
+
+    def __init__(self, x: Images, step: int, top: int, count: int, sides: tuple[int, int], rows: int, shares: int, needed: bool):
+        """Output row i reads `count` rows from i*step - top on; `sides`: columns of padding; `rows`: outputs of an image.
+        shares: 0 if every part needs the whole image."""
+        self.x, self.needed, self.step = x, needed, step
+        if not needed:
+            self.image, self.row, self.column, self.channel = x.image, x.row, x.column, x.channel
+            self.part, self.first_row, self.size = 0, step * x.row, 0
+            return
+        most = (ceil(rows / max(shares, 1)) - 1) * step + count  # rows in the largest share
+        width = sides[0] + x.columns + sides[1]
+        self.column, self.row, self.channel = (1, width, most * width) if x.first else (x.channels, width * x.channels, 1)
+        self.image = self.first_row = 0  # scratch begins at the share's own first row
+        self.size = lines(most * width * x.channels, f"f{x.item}")
+        self.part = self.size * x.item
+        planes, run_, wide = (x.channels, x.columns, 1) if x.first else (1, x.columns * x.channels, x.channels)
+        self.numbers = (x.image, planes, x.channel if x.first else 0, x.rows, x.row, run_, sides[0] * wide, sides[1] * wide, rows, step, top, count, self.channel if x.first else 0, self.row)
+        self.whole = not shares
+
+    def rows_of(self, base: int, dtype) -> list[list[int]]:
+        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.part, self.whole)] if self.needed else []
+
+    def source(self, base: int) -> int:
+        return base if self.needed else self.x.address
+
+
+class Leaving:
+    """Where a tile stores its outputs, whose channels lie side by side: in NHWC images themselves; for NCHW, and for widened
+    groups, in scratch memory, from which they are brought. `step` rows of the result belong to one row that parts share."""
+
+    def __init__(self, y: Images, groups: int, step: int, rows: int, shares: int):
+        self.y, self.groups, self.step, self.rows = y, groups, step, rows
+        self.count = y.channels // groups
+        self.wide = widened(self.count) > self.count
+        self.apart = y.first or self.wide
+        self.column = groups * widened(self.count)
+        self.row = y.columns * self.column
+        self.image, self.part, self.size = (0, 0, 0) if self.apart else (y.image, 0, 0)
+        if self.apart:
+            self.size = lines(ceil(rows / shares) * step * self.row, f"f{y.item}")
+            self.part = self.size * y.item
+
+    def target(self, base: int) -> int:
+        return base if self.apart else self.y.address
+
+    @property
+    def first_row(self) -> int:
+        return 0 if self.apart else self.step * self.row
+
+    def rows_of(self, base: int, dtype) -> list[list[int]]:
+        y = self.y
+        if not self.apart:
+            return []
+        if self.wide:
+            numbers = (self.rows, self.step, y.rows, y.columns, self.groups, self.count, self.column, base, self.part, y.address, y.image, y.channel, y.column)
+            return [row(compiled(tiles.leave_few, dtype), *numbers)]
+        return [row(compiled(tiles.leave, dtype), self.rows, self.step, y.rows, y.columns, y.channels, base, self.part, y.address, y.image, y.channel)]
