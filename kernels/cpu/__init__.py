@@ -1,6 +1,6 @@
 """The CPU backend: kernels that numba compiles for this machine's vector units and cores.
 
-Compilations happen at the first call for a dtype, are announced on stderr while they run,
+Compilations happen at the first call for a dtype or a tile, are announced on stderr while they run,
 and are kept on disk (NUMBA_CACHE_DIR, or `__pycache__` beside the source).
 """
 
