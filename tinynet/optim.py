@@ -18,6 +18,9 @@ from tinynet.dispatch import array_module
 from tinynet.tensor import Tensor
 
 
+PIECE = 1 << 18  # numbers: a megabyte of float32 an array, so that all arrays of a step stay in the cache
+
+
 class Optimizer:
     def __init__(self, parameters: Iterable[Tensor], **options: float):
         name = type(self).__name__
@@ -43,15 +46,32 @@ class Optimizer:
             parameter.grad = None
 
     def step(self) -> None:
-        """Updates every parameter that has a gradient."""
+        """Updates every parameter that has a gradient, a piece at a time: its numbers stay in the cache from the first
+        pass over them to the last."""
         for parameter, state in zip(self.parameters, self.state):
             if parameter.grad is not None:
                 if (parameter.grad.shape, parameter.grad.dtype) != (parameter.shape, parameter.dtype):
                     raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {parameter.grad.dtype} of shape {parameter.grad.shape}")
+                xp = array_module(parameter.device)
+                if not state:
+                    state.update({name: xp.zeros_like(parameter.data) for name in self.arrays}, t=0)
+                state["t"] += 1
                 with guard.writable(parameter) as w:
-                    self.update(array_module(parameter.device), w, parameter.grad, state)
+                    arrays = (w, parameter.grad, *(state[name] for name in self.arrays))
+                    if w.flags.c_contiguous:  # or flattening it would give a copy
+                        arrays = [a.reshape(-1) for a in arrays]
+                        for i in range(0, w.size, PIECE):
+                            self.update(xp, state["t"], *(a[i : i + PIECE] for a in arrays))
+                    else:
+                        self.update(xp, state["t"], *arrays)
 
-    def update(self, xp, w, g, state: dict) -> None:
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of what is kept for each parameter, beside t, the number of its steps; they start at 0."""
+        return ()
+
+    def update(self, xp, t: int, w, g, *kept) -> None:
+        """One step of a piece of a parameter: w and what is kept are changed in place, g is not."""
         raise TypeError(f"{type(self).__name__} has no update(); an Optimizer must define one")
 
 
@@ -62,13 +82,14 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov needs momentum > 0")
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
 
-    def update(self, xp, w, g, state):
+    @property
+    def arrays(self):
+        return ("v",) if self.momentum else ()
+
+    def update(self, xp, t, w, g, v=None):
         if self.weight_decay:
             g = g + self.weight_decay * w
         if self.momentum:
-            if "v" not in state:
-                state["v"] = xp.zeros_like(w)
-            v = state["v"]
             v *= self.momentum
             v += g
             g = g + self.momentum * v if self.nesterov else v
@@ -84,21 +105,21 @@ class Adam(Optimizer):
             raise ValueError(f"{type(self).__name__}: betas must be two numbers in [0, 1); got {betas}")
         self.lr, self.betas, self.eps, self.weight_decay = lr, betas, eps, weight_decay
 
-    def update(self, xp, w, g, state):
-        if not state:
-            state.update(m=xp.zeros_like(w), s=xp.zeros_like(w), t=0)
+    @property
+    def arrays(self):
+        return "m", "s"
+
+    def update(self, xp, t, w, g, m, s):
         b1, b2 = self.betas
-        state["t"] += 1
         if self.weight_decay and self.decoupled:
             w *= 1 - self.lr * self.weight_decay
         elif self.weight_decay:
             g = g + self.weight_decay * w
-        m, s = state["m"], state["s"]
         m *= b1
         m += (1 - b1) * g
         s *= b2
         s += (1 - b2) * g * g
-        first, second = 1 - b1 ** state["t"], 1 - b2 ** state["t"]
+        first, second = 1 - b1**t, 1 - b2**t
         w -= (self.lr / first) * m / (xp.sqrt(s / second) + self.eps)
 
 

@@ -81,6 +81,30 @@ def test_updates_are_in_place_and_leave_the_gradient_alone(name, rng):
     assert p.grad is None
 
 
+def test_a_large_parameter_is_updated_all_over(rng):
+    """It is done in pieces: the last one is shorter, and none is left out."""
+    for name, (make, _, options) in OPTIONS.items():
+        w = rng.standard_normal((300, 1201))
+        whole, parts = Parameter(w), [Parameter(row) for row in w]
+        g = rng.standard_normal(w.shape)
+        optimizers = make([whole], **options), make(parts, **options)
+        for _ in range(3):
+            whole.grad = g.copy()
+            for part, row in zip(parts, g):
+                part.grad = row.copy()
+            for optimizer in optimizers:
+                optimizer.step()
+        assert np.array_equal(whole.data, np.stack([part.data for part in parts])), name
+
+
+def test_a_parameter_whose_array_is_not_contiguous_is_updated_in_place():
+    p = Parameter(np.ones((3, 4)))
+    p.data = np.ones((4, 3)).T
+    memory, p.grad = p.data, np.ones((3, 4))
+    optim.SGD([p], lr=0.5).step()
+    assert p.data is memory and (memory == 0.5).all()
+
+
 def test_an_optimiser_without_an_update_says_so():
     p = Parameter([1.0])
     p.grad = np.ones(1, np.float32)
