@@ -2,7 +2,8 @@
 
 `FAULTS[name]` maps a fault's words to a function with the signature of `name`. Each is the truth
 itself, rounded once, with that one mistake in it: so a check that lets it pass is blind to the
-mistake, and to nothing else. mutants.py runs them; faults_ops.py has those of the ops.
+mistake, and to nothing else. faults.py has the mistakes that any kernel can have, faults_ops.py those of the ops;
+mutants.py runs them.
 """
 
 from __future__ import annotations
@@ -13,95 +14,11 @@ import numpy as np
 
 from tinynet.geometry import nchw
 from tinynet.oracle.asserting import honest_function
-from tinynet.oracle.bounds import FORMATS, rounded
+from tinynet.oracle.faults import dtype_of, half_sums, overwriting, scaled, short_inputs, skipped, stale
 
 conv2d, conv2d_dx, conv2d_dw, conv2d_db = (honest_function(name) for name in ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db"))
 max_pool2d, max_pool2d_dx = honest_function("max_pool2d"), honest_function("max_pool2d_dx")
 avg_pool2d, avg_pool2d_dx, matmul = honest_function("avg_pool2d"), honest_function("avg_pool2d_dx"), honest_function("matmul")
-
-# --- mistakes that any kernel can have -----------------------------------------------------------
-
-
-def scaled(f, factor: float):
-    """The result times a factor near 1: a constant that was typed wrong."""
-    return lambda *arrays, **parameters: (f(*arrays, **parameters) * np.float32(factor)).astype(_dtype(arrays))
-
-
-def _dtype(arrays):
-    return next(a.dtype for a in arrays if a is not None and a.dtype.kind not in "iub")
-
-
-def skipped(f, index):
-    """The elements at `index` of the result are never written: they hold zeros."""
-
-    def fault(*arrays, **parameters):
-        y = f(*arrays, **parameters)
-        if y.ndim:
-            y[index if y.ndim > 1 or not isinstance(index, tuple) else index[-1]] = 0
-        return y
-
-    return fault
-
-
-class Fresh:
-    """A fault that keeps a state: made anew for each check."""
-
-    def __init__(self, make):
-        self.make = make
-
-
-def stale(f):
-    """The answer to the first call with these shapes is given again: a cache without the contents in its key."""
-
-    def make():
-        kept: dict = {}
-
-        def fault(*arrays, **parameters):
-            key = (*(None if a is None else a.shape for a in arrays), str(parameters))
-            return kept.setdefault(key, f(*arrays, **parameters)).copy()
-
-        return fault
-
-    return Fresh(make)
-
-
-def overwriting(f):
-    """The first input serves as work space."""
-
-    def fault(*arrays, **parameters):
-        y = f(*arrays, **parameters)
-        if arrays[0].size:
-            arrays[0].reshape(-1)[0] += 1
-        return y
-
-    return fault
-
-
-def short_inputs(f, fmt: str = "", bits: int = 11, count: int = 2):
-    """The factors are rounded to fewer bits before they are multiplied: TF32 has 11, bfloat16 8."""
-
-    def cut(a):
-        if fmt:
-            return rounded(a, FORMATS[fmt]).astype(a.dtype)
-        mantissa, exponent = np.frexp(a.astype(np.float64))
-        return np.ldexp(np.rint(np.ldexp(mantissa, bits)), exponent - bits).astype(a.dtype)
-
-    def fault(*arrays, **parameters):
-        return f(*(cut(a) if i < count and a is not None else a for i, a in enumerate(arrays)), **parameters)
-
-    return fault
-
-
-def half_sums(f):
-    """The sum is kept in float16 on its way: here, rounded to it once, the least that this can do."""
-
-    def fault(*arrays, **parameters):
-        with np.errstate(over="ignore"):
-            y = f(*arrays, **parameters)
-            return y.astype(np.float16).astype(y.dtype)
-
-    return fault
-
 
 # --- convolution ---------------------------------------------------------------------------------
 
@@ -208,7 +125,7 @@ def _bare_border(x, weight, bias, *, padding, layout, **parameters):
     return y
 
 
-def _last_channel(f, skip_input: int | None = None):
+def _last_channel(f):
     """The last channel of the result: a remainder of the vector width that no loop takes."""
 
     def fault(*arrays, layout="NCHW", **parameters):
@@ -230,7 +147,7 @@ def _per_image(f, images: int):
     """Divided by the number of images: a mean where a sum was asked."""
 
     def fault(*arrays, **parameters):
-        return (f(*arrays, **parameters) / np.float32(max(len(arrays[images]), 1))).astype(_dtype(arrays))
+        return (f(*arrays, **parameters) / np.float32(max(len(arrays[images]), 1))).astype(dtype_of(arrays))
 
     return fault
 
@@ -319,10 +236,7 @@ def _last_of_equals(x, *, padding, layout, **parameters):
 def _zero_padding(x, *, layout, **parameters):
     """Where a window touches the padding, its largest is at least 0."""
     y, place = max_pool2d(x, layout=layout, **parameters)
-    below, _ = max_pool2d(np.full_like(x, -np.inf), layout=layout, **parameters)
-    lower = -max_pool2d(np.zeros_like(x), layout=layout, **parameters)[0]
-    touched = _touches_padding(x, layout, parameters)
-    return np.where(touched & (y < 0), np.abs(lower) * 0 + np.zeros_like(below), y).astype(y.dtype), place
+    return np.where(_touches_padding(x, layout, parameters) & (y < 0), 0, y).astype(y.dtype), place
 
 
 def _touches_padding(x, layout, parameters):
@@ -418,7 +332,7 @@ def _other_count(f):
 
 
 def _undivided(f):
-    return lambda *arrays, kernel_size, **parameters: (f(*arrays, kernel_size=kernel_size, **parameters) * np.float32(prod(kernel_size))).astype(_dtype(arrays))
+    return lambda *arrays, kernel_size, **parameters: (f(*arrays, kernel_size=kernel_size, **parameters) * np.float32(prod(kernel_size))).astype(dtype_of(arrays))
 
 
 _AVG_POOL2D = {

@@ -6,7 +6,7 @@ import numpy as np
 
 from tinynet.oracle import reference
 from tinynet.oracle.asserting import honest_function
-from tinynet.oracle.faults_kernels import half_sums, overwriting, scaled, short_inputs, skipped
+from tinynet.oracle.faults import half_sums, overwriting, scaled, short_inputs, skipped
 
 _names = (
     "linear", "linear_grad", "matmul_grad", "bias_add", "bias_add_grad", "relu", "relu_grad", "softmax", "softmax_grad", "log_softmax",

@@ -25,8 +25,8 @@ from tinynet.oracle.asserting import honest_function
 from tinynet.oracle.calls import completed
 from tinynet.oracle.casebook import Case
 from tinynet.oracle.checking import check
+from tinynet.oracle.faults import Fresh
 from tinynet.oracle.faults_kernels import FAULTS as KERNELS
-from tinynet.oracle.faults_kernels import Fresh
 from tinynet.oracle.faults_ops import FAULTS as OPS
 
 FAULTS = {**KERNELS, **OPS}
