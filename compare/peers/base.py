@@ -75,11 +75,11 @@ class Peer(ABC):
         """Mean cross-entropy over images x (N, 3, 32, 32), classes y (N,) int64; the gradient of every
         parameter under its canonical name, and of the images under `input`."""
 
-    @abstractmethod
     def train_step(self, x: np.ndarray, y: np.ndarray, optimizer: SGD) -> float:
         """One step; returns the loss before it."""
+        return self.timed_train_step(self.prepare(x, y), optimizer)()
 
-    # What speed.py times. `prepare` moves a batch into the framework's own tensors and layout, once.
+    # What the job times. `prepare` moves a batch into the framework's own tensors and layout, once.
     # The two that follow return a function without arguments that does one whole call on it and
     # returns only when the result is there (a forward: the output as something np.asarray takes;
     # a training step: the loss as a Python float).

@@ -127,9 +127,6 @@ class PyTorchPeer(Peer):
         gradients["input"] = images.grad
         return loss.item(), {name: np.array(g.numpy(), order="C") for name, g in gradients.items()}
 
-    def train_step(self, x: np.ndarray, y: np.ndarray, optimizer: SGD) -> float:
-        return self.timed_train_step(self.prepare(x, y), optimizer)()
-
     def prepare(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
         convert.check_classes(self, x, y)
         return self._batch(x, y)

@@ -130,9 +130,6 @@ class TensorFlowPeer(Peer):
         gradients["input"] = convert.images_from_nhwc(images.numpy())
         return float(loss), gradients
 
-    def train_step(self, x: np.ndarray, y: np.ndarray, optimizer: SGD) -> float:
-        return self.timed_train_step(self.prepare(x, y), optimizer)()
-
     def prepare(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
         images = self._images(x)
         convert.check_classes(self, x, y)

@@ -123,9 +123,6 @@ class TinynetPeer(Peer):
         for parameter in self.parameters:
             parameter.grad = None
 
-    def train_step(self, x, y, optimizer: SGD) -> float:
-        return self.timed_train_step(self.prepare(x, y), optimizer)()
-
     def prepare(self, x, y):
         check_built(self, self.network)
         check_classes(self, x, y)

@@ -113,7 +113,15 @@ def enter(T):
 
 @inline
 def _transpose(x, source, x_step, y, target, y_step, rows, columns):
-    """y[c, r] = x[r, c], in squares of 4 x 4; the last squares are moved back until they fit."""
+    """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit."""
+    if rows >= 8 and columns >= 8:
+        for r in range(0, rows, 8):
+            r = min(r, rows - 8)
+            for c in range(0, columns, 8):
+                c = min(c, columns - 8)
+                square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
+                stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+        return
     if rows < 4 or columns < 4:
         for r in range(rows):
             for c in range(columns):
@@ -127,16 +135,6 @@ def _transpose(x, source, x_step, y, target, y_step, rows, columns):
             stores(y, target + c * y_step + r, 4, y_step, 1, 0, 1, 4, transposed(square))
 
 
-@inline
-def _transpose_wide(x, source, x_step, y, target, y_step, rows, columns):
-    for r in range(0, rows, 8):
-        r = min(r, rows - 8)
-        for c in range(0, columns, 8):
-            c = min(c, columns - 8)
-            square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
-            stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
-
-
 def leave(T):
     """A share's pixels x channels in scratch memory, as rows of an NCHW image."""
 
@@ -146,10 +144,7 @@ def leave(T):
         y, y_image, y_channel = pointer(get(row, 7), T), get(row, 8), get(row, 9)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
         pixels, target = (end - begin) * width, image * y_image + begin * width
-        if pixels >= 8 and channels >= 8:
-            _transpose_wide(x, 0, channels, y, target, y_channel, pixels, channels)
-        else:
-            _transpose(x, 0, channels, y, target, y_channel, pixels, channels)
+        _transpose(x, 0, channels, y, target, y_channel, pixels, channels)
 
     return kernel
 
@@ -197,10 +192,7 @@ def turn(T):
         channels, pixels = get(row, 0), get(row, 1)
         x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
         y = pointer(get(row, 5) + part * get(row, 6), T)
-        if pixels >= 8 and channels >= 8:
-            _transpose_wide(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
-        else:
-            _transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+        _transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
 
     return kernel
 
