@@ -101,7 +101,7 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
 # --- gradient of the images -----------------------------------------------------------------------------------
 
 
-def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> list[tuple[int, int, int, int, int, int]]:
+def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> list[tuple[int, ...]]:
     """For each phase h = q*stride + phase of one axis: (phase, how many q, first tap, step of taps, how many, offset, step back).
 
     The tap first + m*step meets output q + offset - m*back:  h + before - tap*dilation = output * stride.
