@@ -26,38 +26,27 @@ from __future__ import annotations
 from math import ceil, gcd, prod
 
 import numpy as np
-from numba import prange
 
 from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
-from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
-from tinynet.kernels.cpu.jit import parallel, readable
 from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-@parallel
-def _lay(weight, order, forward, count, out):
-    """out[g, t, c, k] = weight[g*K + k, c, order[t]], or out[g, t, k, c] for the gradient of the images; 0 from `count` lanes on."""
-    groups, taps, terms, lanes = out.shape
-    for task in prange(groups * taps):
-        g, t = task // taps, task % taps
-        for a in range(terms):
-            for b in range(count):
-                out[g, t, a, b] = weight[g * count + b, a, order[t]] if forward else weight[g * terms + a, b, order[t]]
-            for b in range(count, lanes):
-                out[g, t, a, b] = 0
-
-
 def laid(weight: np.ndarray, groups: int, order, forward: bool) -> np.ndarray:
-    """(groups, taps, terms, lanes)"""
+    """(groups, taps, terms, lanes): out[g, t, c, k] = weight[g*K + k, c, order[t]], or out[g, t, k, c] for the gradient of the images."""
+    weight = np.ascontiguousarray(weight)
     k, c, kh, kw = weight.shape
     terms, count = (c, k // groups) if forward else (k // groups, c)
     out = np.empty((groups, kh * kw, terms, widened(count)), weight.dtype)
-    _lay(readable(weight.reshape(k, c, kh * kw)), readable(np.asarray(order, np.int64)), forward, count, out)
+    order, along = np.asarray(order, np.int64), c * kh * kw
+    steps = (kh * kw, along) if forward else (along, kh * kw)
+    numbers = (kh * kw, terms, count, out.shape[3], address_of(weight), k // groups * along, *steps, address_of(order), address_of(out))
+    run([row(compiled(tiles.lay, weight.dtype.type), *numbers)], groups * kh * kw, min(groups * kh * kw, 16) if weight.size > 4096 else 1)
     return out
 
 
@@ -79,9 +68,10 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
         bias = np.ascontiguousarray(bias)
 
     result = Leaving(y, groups, 1, y.rows, shares)
-    memory = scratch(chunks * shares * (copy.size + result.size), dtype)
+    slots = threads.count()
+    memory = scratch(slots * (copy.size + result.size), dtype)
     base = address_of(memory)
-    target = base + chunks * shares * copy.part
+    target = base + slots * copy.slot
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
     steps = (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel, stride[0] * copy.row, stride[1] * copy.column)
     run(
@@ -89,8 +79,8 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
             *copy.rows_of(base, dtype),
             row(
                 compiled(tiles.conv, *tile, tiles.pixel_step(steps[4], 2 * x.n * y.rows * y.columns * weight.size), dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, lanes, c * copy.channel,
-                lanes, w[0].size, copy.source(base), copy.part, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
-                result.target(target), result.part, result.image, result.first_row,
+                lanes, w[0].size, copy.source(base), copy.slot, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
+                result.target(target), result.slot, result.image, result.first_row,
             ),  # fmt: skip
             *result.rows_of(target, dtype),
         ],
@@ -136,9 +126,10 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     sides = (max(-near, 0), max(columns + far - dy.columns, 0))
     copy = Entering(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
     result = Leaving(dx, groups, stride[0], rows, shares)
-    memory = scratch(chunks * shares * (copy.size + result.size), dtype)
+    slots = threads.count()
+    memory = scratch(slots * (copy.size + result.size), dtype)
     base = address_of(memory)
-    target = base + chunks * shares * copy.part
+    target = base + slots * copy.slot
 
     order = [(u + m * su) * kw + v + n * sv for _, _, u, su, mu, _, _ in down for _, _, v, sv, mv, _, _ in across for m in range(mu) for n in range(mv)]
     missing = sorted(set(range(kh * kw)) - set(order))  # taps that meet no phase: the image has fewer rows than the stride
@@ -155,8 +146,8 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
                     compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), rows, many, wide, mu if mv else 0, mv, k // groups,
                     -back * copy.row, -aside * copy.column, copy.channel, copy.row, copy.column,
                     stride[0] * result.row, stride[1] * result.column, groups, lanes, k // groups * copy.channel, lanes, w[0].size,
-                    copy.source(base) + start * dy.item, copy.part, copy.image, copy.first_row, address_of(w) + before * (k // groups) * lanes * dy.item, 0,
-                    result.target(target) + (phase * result.row + side * result.column) * dy.item, result.part, result.image, result.first_row,
+                    copy.source(base) + start * dy.item, copy.slot, copy.image, copy.first_row, address_of(w) + before * (k // groups) * lanes * dy.item, 0,
+                    result.target(target) + (phase * result.row + side * result.column) * dy.item, result.slot, result.image, result.first_row,
                 )
             )  # fmt: skip
             before += mu * mv
@@ -166,30 +157,6 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
 # --- gradient of the weights -------------------------------------------------------------------------------------
 
 MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
-
-
-@parallel
-def _gather(partial, chunks, count, lanes, length, vectors, run_length, out):
-    """Adds the chunks' sums, and puts each where its weight is.
-
-    partial: (chunks, groups, lane blocks, outer taps, inner taps, blocks of the run, run_length, vectors)
-    out: (K, outer taps, inner taps, length), as strides of the weight's gradient.
-    """
-    k_all, outer, inner, _ = out.shape
-    lane_blocks, run_blocks = partial.shape[2], partial.shape[5]
-    for task in prange(k_all):
-        g, k = task // count, task % count
-        ob = min(k // vectors, lane_blocks - 1)
-        lane = k - min(ob * vectors, lanes - vectors)
-        for a in range(outer):
-            for b in range(inner):
-                for t in range(length):
-                    jb = min(t // run_length, run_blocks - 1)
-                    j = t - min(jb * run_length, length - run_length)
-                    total = partial[0, g, ob, a, b, jb, j, lane]
-                    for chunk in range(1, chunks):
-                        total += partial[chunk, g, ob, a, b, jb, j, lane]
-                    out[task, a, b, t] = total
 
 
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
@@ -213,9 +180,10 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
-    memory = scratch(chunks * shares * (copy.size + turned), dtype)
+    slots = threads.count()
+    memory = scratch(slots * (copy.size + turned), dtype)
     base = address_of(memory)
-    target = base + chunks * shares * copy.part
+    target = base + slots * copy.slot
     table = copy.rows_of(base, dtype)
     if wide:
         table.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
@@ -225,10 +193,11 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     table.append(
         row(
             compiled(tiles.conv_dw, high, vectors, w, dtype), dy.rows, dy.columns, outer, inner, length, ta, tb, tj, stride[0] * copy.row, stride[1] * copy.column,
-            dy.columns * pitch, pitch, groups, lanes, c * copy.channel, copy.source(base), copy.part, copy.image,
+            dy.columns * pitch, pitch, groups, lanes, c * copy.channel, copy.source(base), copy.slot, copy.image,
             target if turned else dy.address, turned * dy.item, 0 if turned else dy.image, address_of(partial), prod(shape) * dy.item, rows,
         )
     )  # fmt: skip
     run(table, dy.n, chunks, shares)
     by_run = out.transpose(0, 2, 3, 1) if c >= kw else out.transpose(0, 2, 1, 3)
-    _gather(partial, chunks, k // groups, lanes, length, vectors * w, high, by_run)
+    steps = (step // out.itemsize for step in by_run.strides)
+    run([row(compiled(tiles.gather, dtype), address_of(partial), chunks, prod(shape), k // groups, lanes, vectors * w, high, outer, inner, length, address_of(out), *steps)], k, min(k, 16))

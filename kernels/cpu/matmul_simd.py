@@ -10,11 +10,10 @@ b's columns, these are packed side by side first, so that they stay in the cache
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
 from tinynet.kernels.contract import implements
-from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
 from tinynet.kernels.cpu.simd import TARGET
 
@@ -43,9 +42,9 @@ def matmul(a, b, *, out):
 
 def _shares(batch: int, rows: int, columns: int) -> tuple[int, int, int]:
     """(chunks, column shares, row shares): a piece of work for each thread, columns shared before rows."""
-    threads = numba.get_num_threads()
-    chunks = min(batch, threads)
-    wanted = -(-threads // chunks)
+    pieces = threads.count()
+    chunks = min(batch, pieces)
+    wanted = -(-pieces // chunks)
     across = max(1, min(wanted, columns))
     return chunks, across, max(1, min(-(-wanted // across), rows))
 
@@ -57,7 +56,7 @@ def _gemm(a, b, c):
     chunks, across, down = _shares(batch, rows // high, -(-columns // (vectors * w)))
     packs = rows >= 4 * high and columns > vectors * w
     size = lines(terms * vectors * w, dtype) if packs else 0
-    panels = scratch(chunks * across * down * size, dtype)
+    panels = scratch(threads.count() * size, dtype)
     (a_batch, a_row, a_term), (b_batch, b_term, _) = _steps(a), _steps(b)
     numbers = (rows, columns, terms, address_of(a), a_batch, a_row, a_term, address_of(b), b_batch, b_term, address_of(c), rows * columns, columns)
     run([row(compiled(tiles.gemm, high, vectors, w, dtype), *numbers, address_of(panels), size * c.itemsize, down)], batch, chunks, across * down)

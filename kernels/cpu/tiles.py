@@ -89,11 +89,11 @@ def enter(T):
     """Rows of an image into scratch memory, with their padding: `count` rows for the first output row of the share, and
     `step` more for each other."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, x_image, planes, x_plane = pointer(get(row, 0), T), get(row, 1), get(row, 2), get(row, 3)
         height, x_row, run, left, right = get(row, 4), get(row, 5), get(row, 6), get(row, 7), get(row, 8)
         outputs, step, top, count, y_plane, y_row = get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
-        y = pointer(get(row, 15) + part * get(row, 16), T)
+        y = pointer(get(row, 15) + slot * get(row, 16), T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
         if get(row, 17) != 0:  # every part needs the whole image
             begin, end = 0, outputs
@@ -138,9 +138,9 @@ def _transpose(x, source, x_step, y, target, y_step, rows, columns):
 def leave(T):
     """A share's pixels x channels in scratch memory, as rows of an NCHW image."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         outputs, step, height, width, channels = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
-        x = pointer(get(row, 5) + part * get(row, 6), T)
+        x = pointer(get(row, 5) + slot * get(row, 6), T)
         y, y_image, y_channel = pointer(get(row, 7), T), get(row, 8), get(row, 9)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
         pixels, target = (end - begin) * width, image * y_image + begin * width
@@ -152,10 +152,10 @@ def leave(T):
 def leave_few(T):
     """The same for groups of a few channels, which a tile has widened to more lanes; to images of any layout."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         outputs, step, height, width = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         groups, count, pitch = get(row, 4), get(row, 5), get(row, 6)
-        x = pointer(get(row, 7) + part * get(row, 8), T)
+        x = pointer(get(row, 7) + slot * get(row, 8), T)
         y, y_channel, y_pixel = pointer(get(row, 9), T), get(row, 11), get(row, 12)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
         target = image * get(row, 10) + begin * width * y_pixel
@@ -170,10 +170,10 @@ def leave_few(T):
 def turn_few(T):
     """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
-        y, source = pointer(get(row, 8) + part * get(row, 9), T), image * get(row, 5)
+        y, source = pointer(get(row, 8) + slot * get(row, 9), T), image * get(row, 5)
         lanes = pitch // groups
         for p in range(pixels):
             for g in range(groups):
@@ -188,11 +188,60 @@ def turn_few(T):
 def turn(T):
     """An NCHW image as pixels x channels in scratch memory."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         channels, pixels = get(row, 0), get(row, 1)
         x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
-        y = pointer(get(row, 5) + part * get(row, 6), T)
+        y = pointer(get(row, 5) + slot * get(row, 6), T)
         _transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+
+    return kernel
+
+
+# --- weights: into the order in which a tile reads them, and back ------------------------------------------------
+
+
+def lay(T):
+    """image: group * taps + t. y[g, t, a, b] = weight[..., tap of t], b along the lanes; 0 in lanes that are not there."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
+        order, y = pointer(get(row, 8), np.int64), pointer(get(row, 9), T)
+        at, to = image // taps * w_group + get(order, image % taps), image * terms * lanes
+        for a in range(terms):
+            for b in range(count):
+                put(y, to + a * lanes + b, get(w, at + a * w_term + b * w_lane))
+            for b in range(count, lanes):
+                put(y, to + a * lanes + b, 0.0)
+
+    return kernel
+
+
+def gather(T):
+    """image: an output channel. Adds the chunks' sums of `conv_dw`, and puts each where its weight is.
+
+    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, vectors).
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, chunks, x_chunk = pointer(get(row, 0), T), get(row, 1), get(row, 2)
+        count, lanes, vectors, high = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
+        outer, inner, length = get(row, 7), get(row, 8), get(row, 9)
+        y, y_channel, y_outer, y_inner, y_length = pointer(get(row, 10), T), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
+        g, k = image // count, image % count
+        block, blocks = min(k // vectors, (lanes + vectors - 1) // vectors - 1), (lanes + vectors - 1) // vectors
+        lane, runs = k - min(block * vectors, lanes - vectors), (length + high - 1) // high
+        for a in range(outer):
+            for b in range(inner):
+                at = ((((g * blocks + block) * outer + a) * inner + b) * runs) * high * vectors + lane
+                to = image * y_channel + a * y_outer + b * y_inner
+                for t in range(length):
+                    r = min(t // high, runs - 1)
+                    j = at + (r * high + t - min(r * high, length - high)) * vectors
+                    total = get(x, j)
+                    for c in range(1, chunks):
+                        total += get(x, j + c * x_chunk)
+                    put(y, to + t * y_length, total)
 
     return kernel
 
@@ -213,14 +262,14 @@ def conv(R, C, V, W, STEP, T):
     """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step."""
     N, LANES = R * C * V, V * W
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         outputs, limit, columns = get(row, 0), get(row, 1), get(row, 2)
         taps_a, taps_b, terms = get(row, 3), get(row, 4), get(row, 5)
         ta, tb, tc, iy, ix, oy, ox = get(row, 6), get(row, 7), get(row, 8), get(row, 9), get(row, 10), get(row, 11), get(row, 12)
         groups, lanes, x_group, w_term, w_group = get(row, 13), get(row, 14), get(row, 15), get(row, 16), get(row, 17)
-        x = pointer(get(row, 18) + part * get(row, 19), T)
+        x = pointer(get(row, 18) + slot * get(row, 19), T)
         w, bias = pointer(get(row, 22), T), get(row, 23)
-        y = pointer(get(row, 24) + part * get(row, 25), T)
+        y = pointer(get(row, 24) + slot * get(row, 25), T)
         begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
         xo, yo, rows = image * get(row, 20) + begin * get(row, 21), image * get(row, 26) + begin * get(row, 27), end - begin
         for g in range(groups):
@@ -253,13 +302,13 @@ def conv_dw(H, V, W, T):
     """H places of a run times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
     N, LANES = H * V, V * W
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         height, columns, outer, inner, length = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
         ta, tb, tj, iy, ix, gy, gx = get(row, 5), get(row, 6), get(row, 7), get(row, 8), get(row, 9), get(row, 10), get(row, 11)
         groups, lanes, x_group = get(row, 12), get(row, 13), get(row, 14)
-        x, dy = pointer(get(row, 15) + part * get(row, 16), T), pointer(get(row, 18) + part * get(row, 19), T)
+        x, dy = pointer(get(row, 15) + slot * get(row, 16), T), pointer(get(row, 18) + slot * get(row, 19), T)
         xo, go = image * get(row, 17), image * get(row, 20)
-        partial, block = pointer(get(row, 21) + part // shares * get(row, 22), T), get(row, 23)
+        partial, block = pointer(get(row, 21) + chunk * get(row, 22), T), get(row, 23)
         for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
             last, unit = min(first + block, height), 0
             for g in range(groups):
@@ -307,12 +356,12 @@ def gemm(R, V, W, T):
     """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :], b's columns packed into a panel if that pays."""
     N, LANES = R * V, V * W
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms = get(row, 0), get(row, 1), get(row, 2)
         a, a_row, a_term = pointer(get(row, 3), T), get(row, 5), get(row, 6)
         b, b_term = pointer(get(row, 7), T), get(row, 9)
         c, c_row = pointer(get(row, 10), T), get(row, 12)
-        panel, packed, row_shares = pointer(get(row, 13) + part * get(row, 14), T), get(row, 14), get(row, 15)
+        panel, packed, row_shares = pointer(get(row, 13) + slot * get(row, 14), T), get(row, 14), get(row, 15)
         ao, bo, co = image * get(row, 4), image * get(row, 8), image * get(row, 11)
         block_shares = shares // row_shares
         begin, end = rows * (share // block_shares) // row_shares, rows * (share // block_shares + 1) // row_shares
@@ -353,7 +402,7 @@ def dots(R, C, W, T):
     """R x C dot products side by side: both factors lie along the terms, which fill the lanes."""
     N = R * C
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms = get(row, 0), get(row, 1), get(row, 2)
         a, a_row = pointer(get(row, 3), T), get(row, 5)
         b, b_row = pointer(get(row, 7), T), get(row, 8)
@@ -391,7 +440,7 @@ def max_pool(KR, KC, SR, SC, T):
     """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
     becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
 
-    def kernel(row, plane, part, share, shares):
+    def kernel(row, plane, slot, chunk, share, shares):
         x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
         height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
         xo, yo = plane * height * width, plane * rows * columns
