@@ -23,7 +23,7 @@ themselves.
 
 from __future__ import annotations
 
-from math import ceil, gcd, prod
+from math import ceil, gcd
 
 import numpy as np
 
@@ -31,21 +31,21 @@ from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
-from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
+from tinynet.kernels.cpu.program import address_of, compiled, lines, named, row, run, scratch
+from tinynet.kernels.cpu.tiles import Weights
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-def laid(weight: np.ndarray, groups: int, order, forward: bool) -> np.ndarray:
-    """(groups, taps, terms, lanes): out[g, t, c, k] = weight[g*K + k, c, order[t]], or out[g, t, k, c] for the gradient of the images."""
+def laid(weight: np.ndarray, groups: int, forward: bool) -> np.ndarray:
+    """(groups, taps, terms, lanes): out[g, t, c, k] = weight[g*K + k, c, t], or out[g, t, k, c] for the gradient of the images."""
     weight = np.ascontiguousarray(weight)
     k, c, kh, kw = weight.shape
     terms, count = (c, k // groups) if forward else (k // groups, c)
     out = np.empty((groups, kh * kw, terms, widened(count)), weight.dtype)
-    order, along = np.asarray(order, np.int64), c * kh * kw
-    steps = (kh * kw, along) if forward else (along, kh * kw)
-    numbers = (kh * kw, terms, count, out.shape[3], address_of(weight), k // groups * along, *steps, address_of(order), address_of(out))
+    steps = (kh * kw, c * kh * kw) if forward else (c * kh * kw, kh * kw)
+    numbers = (kh * kw, terms, count, out.shape[3], address_of(weight), k // groups * c * kh * kw, *steps, address_of(out))
     run([row(compiled(tiles.lay, weight.dtype.type), *numbers)], groups * kh * kw, min(groups * kh * kw, 16) if weight.size > 4096 else 1)
     return out
 
@@ -61,7 +61,7 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
     chunks, shares = shared(x.n, y.rows)
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
-    w = laid(weight, groups, range(kh * kw), forward=True)
+    w = laid(weight, groups, forward=True)
     if bias is not None and lanes > k // groups:
         bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups)))
     if bias is not None:
@@ -73,19 +73,16 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
     base = address_of(memory)
     target = base + slots * copy.slot
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
-    steps = (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel, stride[0] * copy.row, stride[1] * copy.column)
-    run(
-        [
-            *copy.rows_of(base, dtype),
-            row(
-                compiled(tiles.conv, *tile, tiles.pixel_step(steps[4], 2 * x.n * y.rows * y.columns * weight.size), dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, lanes, c * copy.channel,
-                lanes, w[0].size, copy.source(base), copy.slot, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
-                result.target(target), result.slot, result.image, result.first_row,
-            ),  # fmt: skip
-            *result.rows_of(target, dtype),
-        ],
-        x.n, chunks, shares,
+    ix = stride[1] * copy.column
+    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, 2 * x.n * y.rows * y.columns * weight.size), dtype)
+    numbers = dict(
+        outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
+        ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
+        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w[0].size,
+        x=copy.place(base), x_first=copy.first_row, w=address_of(w), bias=0 if bias is None else address_of(bias),
+        y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
+    run([*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)], x.n, chunks, shares)
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -131,26 +128,23 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     base = address_of(memory)
     target = base + slots * copy.slot
 
-    order = [(u + m * su) * kw + v + n * sv for _, _, u, su, mu, _, _ in down for _, _, v, sv, mv, _, _ in across for m in range(mu) for n in range(mv)]
-    missing = sorted(set(range(kh * kw)) - set(order))  # taps that meet no phase: the image has fewer rows than the stride
-    w = laid(weight, groups, order + missing, forward=False)
-    table, before = copy.rows_of(base, dtype), 0
+    terms = k // groups
+    w = laid(weight, groups, forward=False)
+    table = copy.rows_of(base, dtype)
     flops = 2 * dy.n * dy.rows * dy.columns * weight.size
-    for phase, many, _, _, mu, offset, back in down:
-        for side, wide, _, _, mv, shift, aside in across:
+    for phase, many, u, su, mu, offset, back in down:
+        for side, wide, v, sv, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
-            tile = tiles.best(least, wide, lanes, k // groups * mu * mv, max(mu * mv, 1), dtype)
+            tile = tiles.best(least, wide, lanes, terms * mu * mv, max(mu * mv, 1), dtype)
             start = (offset - up if copy.needed else offset) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
-            table.append(
-                row(
-                    compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), rows, many, wide, mu if mv else 0, mv, k // groups,
-                    -back * copy.row, -aside * copy.column, copy.channel, copy.row, copy.column,
-                    stride[0] * result.row, stride[1] * result.column, groups, lanes, k // groups * copy.channel, lanes, w[0].size,
-                    copy.source(base) + start * dy.item, copy.slot, copy.image, copy.first_row, address_of(w) + before * (k // groups) * lanes * dy.item, 0,
-                    result.target(target) + (phase * result.row + side * result.column) * dy.item, result.slot, result.image, result.first_row,
-                )
+            numbers = dict(
+                outputs=rows, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms,
+                ta=-back * copy.row, tb=-aside * copy.column, tc=copy.channel, wa=su * kw * terms * lanes, wb=sv * terms * lanes, w_term=lanes,
+                iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel, w_group=w[0].size,
+                x=copy.place(base, start), x_first=copy.first_row, w=address_of(w) + (u * kw + v) * terms * lanes * dy.item,
+                y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column,
             )  # fmt: skip
-            before += mu * mv
+            table.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), tiles.CONV, numbers))
     run([*table, *result.rows_of(target, dtype)], dy.n, chunks, shares)
 
 
@@ -166,16 +160,11 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     dy, x = Images(dy := np.ascontiguousarray(dy), layout), Images(x := np.ascontiguousarray(x), layout)
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
-    # A tile's rows run along the channels; where there are fewer of them than taps in a row, along the taps.
-    taps = (kh, dilation[0] * copy.row), (kw, dilation[1] * copy.column), (c, copy.channel)
-    (outer, ta), (inner, tb), (length, tj) = taps if c >= kw else (taps[0], taps[2], taps[1])
-    high, vectors, w = tiles.best_dw(length, lanes, dtype)
-    lane_blocks, run_blocks = ceil(lanes / (vectors * w)), ceil(length / high)
-    shape = (groups, lane_blocks, outer, inner, run_blocks, high, vectors * w)
+    tile = Weights((kh, kw, c), (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel), lanes, groups, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
-    chunks = max(1, min(dy.n, 8, MOST_SUMS // prod(shape)))
-    shares = max(1, min(8 // chunks, prod(shape[:5])))
-    partial = np.zeros((chunks, *shape), dtype)
+    chunks = max(1, min(dy.n, 8, MOST_SUMS // tile.size))
+    shares = max(1, min(8 // chunks, tile.units))
+    partial = np.zeros((chunks, tile.size), dtype)
 
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
@@ -189,15 +178,12 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
         table.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
     elif dy.first:
         table.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
-    rows = max(1, min(dy.rows, max(ceil(64 / dy.columns), 5000 // max(1, dy.columns * (pitch + copy.column)))))
-    table.append(
-        row(
-            compiled(tiles.conv_dw, high, vectors, w, dtype), dy.rows, dy.columns, outer, inner, length, ta, tb, tj, stride[0] * copy.row, stride[1] * copy.column,
-            dy.columns * pitch, pitch, groups, lanes, c * copy.channel, copy.source(base), copy.slot, copy.image,
-            target if turned else dy.address, turned * dy.item, 0 if turned else dy.image, address_of(partial), prod(shape) * dy.item, rows,
-        )
+    numbers = dict(
+        height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
+        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, turned * dy.item, 0) if turned else (dy.address, 0, dy.image * dy.item),
+        sums=address_of(partial), sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
+    table.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
     run(table, dy.n, chunks, shares)
-    by_run = out.transpose(0, 2, 3, 1) if c >= kw else out.transpose(0, 2, 1, 3)
-    steps = (step // out.itemsize for step in by_run.strides)
-    run([row(compiled(tiles.gather, dtype), address_of(partial), chunks, prod(shape), k // groups, lanes, vectors * w, high, outer, inner, length, address_of(out), *steps)], k, min(k, 16))
+    numbers = dict(x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
+    run([named(compiled(tiles.gather, dtype), tiles.GATHER, numbers)], k, min(k, 16))

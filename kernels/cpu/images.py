@@ -61,8 +61,9 @@ class Entering:
     def rows_of(self, base: int, dtype) -> list[list[int]]:
         return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.whole)] if self.needed else []
 
-    def source(self, base: int) -> int:
-        return base if self.needed else self.x.address
+    def place(self, base: int, start: int = 0) -> tuple[int, int, int]:
+        """Where element `start` of an image lies: an address, and the bytes from slot to slot and from image to image."""
+        return (base if self.needed else self.x.address) + start * self.x.item, self.slot, self.image * self.x.item
 
 
 class Leaving:
@@ -81,8 +82,9 @@ class Leaving:
             self.size = lines(ceil(rows / shares) * step * self.row, f"f{y.item}")
             self.slot = self.size * y.item
 
-    def target(self, base: int) -> int:
-        return base if self.apart else self.y.address
+    def place(self, base: int, start: int = 0) -> tuple[int, int, int]:
+        """As Entering.place."""
+        return (base if self.apart else self.y.address) + start * self.y.item, self.slot, self.image * self.y.item
 
     @property
     def first_row(self) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
@@ -65,6 +66,26 @@ def compiled(factory, *constants) -> int:
 
 def row(address: int, *numbers: int) -> list[int]:
     return [address, *numbers, *[0] * (ROW - 1 - len(numbers))]
+
+
+def fields(names: str):
+    """The numbers of a kernel's row by name: `F = fields("rows columns ...")`, and in the kernel `get(row, F.rows)`."""
+    words = names.split()
+    assert len(words) < ROW and len(set(words)) == len(words), f"{len(words)} numbers, or one twice"
+    return namedtuple("Fields", words)(*range(len(words)))
+
+
+def named(address: int, names, numbers: dict) -> list:
+    """A row whose numbers are given by name; what is not given is 0.
+
+    `numbers` may give a whole place in memory under one name: a tuple stands for that number and the ones that follow it.
+    """
+    found = [0] * (ROW - 1)
+    for name, value in numbers.items():
+        at = getattr(names, name)
+        for i, number in enumerate(value if isinstance(value, tuple) else (value,)):
+            found[at + i] = number
+    return [address, *found]
 
 
 @intrinsic

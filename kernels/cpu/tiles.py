@@ -13,7 +13,8 @@ from math import ceil
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import TARGET, add, get, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
+from tinynet.kernels.cpu.program import fields
+from tinynet.kernels.cpu.simd import TARGET, add, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
 
 # --- which tile ------------------------------------------------------------------------------------------
 
@@ -50,19 +51,61 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype) 
     return min(choices)[1:]
 
 
+class Weights:
+    """The tiles of a weights' gradient: HIGH x WIDE places of x that a tile holds, and the loops around it.
+
+    A tile's places run along the longest axis; where there are only a few channels, along these and the taps of a row.
+    """
+
+    def __init__(self, extents: tuple[int, int, int], steps: tuple[int, int, int], lanes: int, groups: int, dtype):
+        """extents, steps: of x along the weights' rows, columns and channels."""
+        kh, kw, c = extents
+        rows, columns, channels = zip(extents, steps, (kw, 1, kh * kw))  # the last: its steps in the canonical gradient
+        none = (1, 0, 0)
+        high, (outer, inner, length) = none, (rows, columns, channels)
+        if c <= 4 and kw <= 8 and c * kw > max(c, kw):
+            high, (outer, inner, length) = channels, (rows, none, columns)
+        elif c < kw:
+            outer, inner, length = rows, channels, columns
+        wide, vectors, w = _best_dw(high[0], length[0], lanes, dtype)
+        self.constants = high[0], wide, vectors, w
+        self.units = groups * ceil(lanes / (vectors * w)) * outer[0] * inner[0] * ceil(length[0] / wide)
+        self.size = self.units * high[0] * wide * vectors * w
+        self.numbers = dict(outer=outer[0], inner=inner[0], length=length[0], ta=outer[1], tb=inner[1], tr=high[1], tj=length[1])
+        self.gathered = dict(
+            lanes=lanes, vectors=vectors * w, high=high[0], wide=wide, outer=outer[0], inner=inner[0], length=length[0],
+            y_channel=c * kh * kw, y_outer=outer[2], y_inner=inner[2], y_high=high[2], y_wide=length[2],
+        )  # fmt: skip
+
+
 @lru_cache(4096)
-def best_dw(length: int, lanes: int, dtype) -> tuple[int, int, int]:
-    """(rows of the run, vectors, lanes) of a tile of weights, for a run of `length` places and `lanes` channels."""
+def _best_dw(high: int, length: int, lanes: int, dtype) -> tuple[int, int, int]:
+    """(places along the run, vectors, lanes) of a tile of weights, for `high` runs of `length` places and `lanes` channels."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
-            for high in (1, 2, 3, 4, 5, 6, 8, 9, 12, 14):
-                if v * w > lanes or high > length or high * v + v + 1 > TARGET.registers or high * v > 26:
+            for wide in (1, 2, 3, 4, 5, 6, 8, 9, 12, 14):
+                n = high * wide
+                if v * w > lanes or wide > length or n * v + v + 1 > TARGET.registers and n * v > 1 or n * v > 26:
                     continue
-                step = max(high * v * max(w / full, 0.5), high * 0.5 + v, 4.5) + 0.25 * (high * 0.5 + v)
-                choices.append((ceil(length / high) * ceil(lanes / (v * w)) * step, -high * v, high, v, w))
+                step = max(n * v * max(w / full, 0.5), n * 0.5 + v, 4.5) + 0.25 * (n * 0.5 + v)
+                choices.append((ceil(length / wide) * ceil(lanes / (v * w)) * step, -n * v, wide, v, w))
     return min(choices)[2:]
+
+
+def rows_at_once(rows: int, columns: int, elements: int) -> int:
+    """Rows of x and dy, of so many elements a pixel together, that stay in the first cache while all tiles go over them."""
+    return max(1, min(rows, max(ceil(64 / columns), 5000 // max(1, columns * elements))))
+
+
+# --- places in memory ---------------------------------------------------------------------------------------
+
+
+@inline
+def place(row, k, image, slot, T):
+    """Three numbers of a row, an address and the bytes from one slot and one image to the next, as this image's memory."""
+    return pointer(get(row, k) + slot * get(row, k + 1) + image * get(row, k + 2), T)
 
 
 # --- copies -------------------------------------------------------------------------------------------------
@@ -201,13 +244,13 @@ def turn(T):
 
 
 def lay(T):
-    """image: group * taps + t. y[g, t, a, b] = weight[..., tap of t], b along the lanes; 0 in lanes that are not there."""
+    """image: group * taps + t. y[g, t, a, b] = weight[..., t], b along the lanes; 0 in lanes that are not there."""
 
     def kernel(row, image, slot, chunk, share, shares):
         taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
-        order, y = pointer(get(row, 8), np.int64), pointer(get(row, 9), T)
-        at, to = image // taps * w_group + get(order, image % taps), image * terms * lanes
+        y = pointer(get(row, 8), T)
+        at, to = image // taps * w_group + image % taps, image * terms * lanes
         for a in range(terms):
             for b in range(count):
                 put(y, to + a * lanes + b, get(w, at + a * w_term + b * w_lane))
@@ -217,31 +260,37 @@ def lay(T):
     return kernel
 
 
+GATHER = fields("x chunks x_chunk count lanes vectors high wide outer inner length y y_channel y_outer y_inner y_high y_wide")
+
+
 def gather(T):
     """image: an output channel. Adds the chunks' sums of `conv_dw`, and puts each where its weight is.
 
-    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, vectors).
+    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors).
     """
+    F = GATHER
 
     def kernel(row, image, slot, chunk, share, shares):
-        x, chunks, x_chunk = pointer(get(row, 0), T), get(row, 1), get(row, 2)
-        count, lanes, vectors, high = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
-        outer, inner, length = get(row, 7), get(row, 8), get(row, 9)
-        y, y_channel, y_outer, y_inner, y_length = pointer(get(row, 10), T), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
+        x, chunks, x_chunk = pointer(get(row, F.x), T), get(row, F.chunks), get(row, F.x_chunk)
+        count, lanes, vectors, high, wide = get(row, F.count), get(row, F.lanes), get(row, F.vectors), get(row, F.high), get(row, F.wide)
+        outer, inner, length = get(row, F.outer), get(row, F.inner), get(row, F.length)
+        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, F.y), T), get(row, F.y_outer), get(row, F.y_inner), get(row, F.y_high), get(row, F.y_wide)
         g, k = image // count, image % count
-        block, blocks = min(k // vectors, (lanes + vectors - 1) // vectors - 1), (lanes + vectors - 1) // vectors
-        lane, runs = k - min(block * vectors, lanes - vectors), (length + high - 1) // high
+        blocks, runs = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide
+        block = min(k // vectors, blocks - 1)
+        lane = k - min(block * vectors, lanes - vectors)
         for a in range(outer):
             for b in range(inner):
-                at = ((((g * blocks + block) * outer + a) * inner + b) * runs) * high * vectors + lane
-                to = image * y_channel + a * y_outer + b * y_inner
-                for t in range(length):
-                    r = min(t // high, runs - 1)
-                    j = at + (r * high + t - min(r * high, length - high)) * vectors
-                    total = get(x, j)
-                    for c in range(1, chunks):
-                        total += get(x, j + c * x_chunk)
-                    put(y, to + t * y_length, total)
+                at = (((g * blocks + block) * outer + a) * inner + b) * runs * high * wide * vectors + lane
+                for h in range(high):
+                    to = image * get(row, F.y_channel) + a * y_outer + b * y_inner + h * y_high
+                    for t in range(length):
+                        r = min(t // wide, runs - 1)
+                        j = at + ((r * high + h) * wide + t - min(r * wide, length - wide)) * vectors
+                        total = get(x, j)
+                        for c in range(1, chunks):
+                            total += get(x, j + c * x_chunk)
+                        put(y, to + t * y_wide, total)
 
     return kernel
 
@@ -258,23 +307,39 @@ def pixel_step(step: int, flops: float) -> int:
     return step if step == 1 or flops >= WORTH else 0
 
 
+CONV = fields(
+    "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
+    "x x_slot x_image x_first w bias y y_slot y_image y_first oy ox "
+    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner"
+)  # fmt: skip
+
+
 def conv(R, C, V, W, STEP, T):
-    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step."""
-    N, LANES = R * C * V, V * W
+    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step.
+
+    What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
+    a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
+    """
+    N, LANES, F = R * C * V, V * W, CONV
 
     def kernel(row, image, slot, chunk, share, shares):
-        outputs, limit, columns = get(row, 0), get(row, 1), get(row, 2)
-        taps_a, taps_b, terms = get(row, 3), get(row, 4), get(row, 5)
-        ta, tb, tc, iy, ix, oy, ox = get(row, 6), get(row, 7), get(row, 8), get(row, 9), get(row, 10), get(row, 11), get(row, 12)
-        groups, lanes, x_group, w_term, w_group = get(row, 13), get(row, 14), get(row, 15), get(row, 16), get(row, 17)
-        x = pointer(get(row, 18) + slot * get(row, 19), T)
-        w, bias = pointer(get(row, 22), T), get(row, 23)
-        y = pointer(get(row, 24) + slot * get(row, 25), T)
+        outputs, limit, columns = get(row, F.outputs), get(row, F.limit), get(row, F.columns)
+        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
+        iy, ix, oy, ox = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox)
+        groups, lanes, x_group, w_group, relus = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group), get(row, F.relu)
+        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
+        y, add_to, mask = place(row, F.y, image, slot, T), get(row, F.add), get(row, F.mask)
+        before, before_y, before_x = place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
+        passed, passed_y, passed_x = place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
         begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
-        xo, yo, rows = image * get(row, 20) + begin * get(row, 21), image * get(row, 26) + begin * get(row, 27), end - begin
+        first_block, last_block = 0, (lanes + LANES - 1) // LANES
+        if get(row, F.by_lanes) != 0:
+            begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
+        xo, yo, rows = begin * get(row, F.x_first), begin * get(row, F.y_first), end - begin
         for g in range(groups):
-            for o in range(0, lanes, LANES):
-                o = min(o, lanes - LANES)
+            for block in range(first_block, last_block):
+                o = min(block * LANES, lanes - LANES)
                 for i in range(0, rows, R):
                     i = min(i, rows - R)
                     for j in range(0, columns, C):
@@ -283,32 +348,94 @@ def conv(R, C, V, W, STEP, T):
                         p, q = xo + g * x_group + i * iy + j * ix, g * w_group + o
                         for a in range(taps_a):
                             for b in range(taps_b):
-                                at = p + a * ta + b * tb
+                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
                                 for c in range(terms):
                                     if STEP:
-                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, q, 1, 0, 1, 0, V, W))
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
                                     else:
-                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, q, 1, 0, 1, 0, V, W))
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
                                     at += tc
-                                    q += w_term
+                                    v += w_term
+                        lane = g * lanes + o
                         if bias != 0:
-                            acc = add(acc, loads(pointer(bias, T), g * lanes + o, 1, 0, 1, 0, V, W))
-                        stores(y, yo + i * oy + j * ox + g * lanes + o, R, oy, C, ox, V, W, acc)
+                            acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                        if add_to != 0:
+                            acc = add(acc, loads(before, (begin + i) * before_y + j * before_x + lane, R, before_y, C, before_x, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, (begin + i) * passed_y + j * passed_x + lane, R, passed_y, C, passed_x, V, W))
+                        stores(y, yo + i * oy + j * ox + lane, R, oy, C, ox, V, W, acc)
 
     return kernel
 
 
-def conv_dw(H, V, W, T):
-    """H places of a run times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
-    N, LANES = H * V, V * W
+def conv_pool(C, V, W, STEP, T):
+    """Convolution, bias, ReLU if asked for, and the maximum of 2 x 2 windows: 2 rows of 2 * C pixels at a time, of which only
+    C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
+    where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
+    """
+    N, LANES, PAIR, F = 4 * C * V, V * W, 2 * C, CONV
 
     def kernel(row, image, slot, chunk, share, shares):
-        height, columns, outer, inner, length = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
-        ta, tb, tj, iy, ix, gy, gx = get(row, 5), get(row, 6), get(row, 7), get(row, 8), get(row, 9), get(row, 10), get(row, 11)
-        groups, lanes, x_group = get(row, 12), get(row, 13), get(row, 14)
-        x, dy = pointer(get(row, 15) + slot * get(row, 16), T), pointer(get(row, 18) + slot * get(row, 19), T)
-        xo, go = image * get(row, 17), image * get(row, 20)
-        partial, block = pointer(get(row, 21) + chunk * get(row, 22), T), get(row, 23)
+        outputs, columns = get(row, F.outputs), get(row, F.columns)
+        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
+        iy, ix, oy, ox, relus = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox), get(row, F.relu)
+        groups, lanes, x_group, w_group = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group)
+        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
+        y, asked = place(row, F.y, image, slot, T), get(row, F.winner)
+        winner = pointer(asked + slot * get(row, F.y_slot) + image * get(row, F.y_image), T)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        for g in range(groups):
+            for o in range(0, lanes, LANES):
+                o = min(o, lanes - LANES)
+                for i in range(begin, end):
+                    for j in range(0, columns, C):
+                        j = min(j, columns - C)
+                        acc = zeros(y, N, W)
+                        p, q = g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
+                        for a in range(taps_a):
+                            for b in range(taps_b):
+                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
+                                for c in range(terms):
+                                    if STEP:
+                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    else:
+                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    at += tc
+                                    v += w_term
+                        lane = g * lanes + o
+                        to = i * oy + j * ox + lane
+                        best = pooled(acc, C, V)
+                        # a sum and a maximum may be exchanged: rounding keeps the order
+                        out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            out = relu(out)
+                        stores(y, to, 1, 0, C, ox, V, W, out)
+                        if asked != 0:
+                            found = winners(acc, best, C, V)
+                            if relus != 0:
+                                found = if_positive(found, out, -1.0)
+                            stores(winner, to, 1, 0, C, ox, V, W, found)
+
+    return kernel
+
+
+DW = fields("height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block")
+
+
+def conv_dw(HIGH, WIDE, V, W, T):
+    """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
+    PLACES, N, LANES, F = HIGH * WIDE, HIGH * WIDE * V, V * W, DW
+
+    def kernel(row, image, slot, chunk, share, shares):
+        height, columns, outer, inner, length = get(row, F.height), get(row, F.columns), get(row, F.outer), get(row, F.inner), get(row, F.length)
+        ta, tb, tr, tj = get(row, F.ta), get(row, F.tb), get(row, F.tr), get(row, F.tj)
+        iy, ix, gy, gx = get(row, F.iy), get(row, F.ix), get(row, F.gy), get(row, F.gx)
+        groups, lanes, x_group, block = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.block)
+        x, dy = place(row, F.x, image, slot, T), place(row, F.dy, image, slot, T)
+        partial = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
         for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
             last, unit = min(first + block, height), 0
             for g in range(groups):
@@ -316,18 +443,19 @@ def conv_dw(H, V, W, T):
                     o = min(o, lanes - LANES)
                     for a in range(outer):
                         for b in range(inner):
-                            for t in range(0, length, H):
+                            for t in range(0, length, WIDE):
                                 if unit % shares == share:
-                                    at = xo + g * x_group + a * ta + b * tb + min(t, length - H) * tj
+                                    at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
                                     acc = zeros(partial, N, W)
                                     for i in range(first, last):
-                                        p, q = at + i * iy, go + i * gy + g * lanes + o
+                                        p, q = at + i * iy, i * gy + g * lanes + o
                                         for j in range(columns):
-                                            acc = outer_fma(acc, splats(x, p, 1, 0, H, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                            acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
                                             p += ix
                                             q += gx
                                     d = unit * N * W
-                                    stores(partial, d, 1, 0, H, LANES, V, W, add(acc, loads(partial, d, 1, 0, H, LANES, V, W)))
+                                    acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
+                                    stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
                                 unit += 1
 
     return kernel
