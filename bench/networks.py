@@ -152,7 +152,8 @@ class Entrant:
 
     def weigh(self) -> None:
         """The most memory that the process has held, above what its framework takes by itself."""
-        highest = self._call(None, contestant.highest_memory)
+        ran = any(cell["median_s"] is not None for cell in self.row["cells"].values())
+        highest = self._call(None, contestant.highest_memory) if ran else None
         if highest is not None:
             self.row["peak_mb"] = highest - self.memory_mb
 

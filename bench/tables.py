@@ -19,7 +19,7 @@ def growth(table: dict):
 def _view(table: dict, what: str, text: Callable[[dict, int], str]):
     from rich.table import Table
 
-    view = Table(title=f"{table['network']} ({table['title']}), {table['kind']}: {what}")
+    view = Table(title=f"{table['title']}, {table['kind']}: {what}")
     view.add_column("images")
     for size in table["sizes"]:
         view.add_column(str(size), justify="right")

@@ -31,6 +31,11 @@ class Conv:
     padding: int = 0
     groups: int = 1
 
+    @property
+    def same(self) -> bool:
+        """Whether this is what frameworks call "same". With a stride it isn't: they pad one side more than the other."""
+        return self.stride == 1 and 2 * self.padding == self.kernel_size - 1
+
 
 @dataclass(frozen=True)
 class ReLU:
@@ -173,27 +178,27 @@ def _ordinary(name: str, title: str, image: Image, *layers: Layer) -> Network:
 NETWORKS = {
     network.name: network
     for network in (
-        _from_article("keras", "A, keras and pytorch"),
-        _from_article("tensorflow", "B, tensorflow"),
+        _from_article("keras", "keras and pytorch (A)"),
+        _from_article("tensorflow", "tensorflow (B)"),
         _ordinary(
-            "lenet5", "LeNet-5: 5x5, few channels", Image(1, 28, 28),
+            "lenet5", "lenet5, 5x5", Image(1, 28, 28),
             Conv(6, 5, padding=2), ReLU(), AvgPool(2), Conv(16, 5), ReLU(), AvgPool(2),
             Flatten(), Dense(120), ReLU(), Dense(84), ReLU(), Dense(CLASSES),
         ),
         _ordinary(
-            "vgg", "VGG's way: pairs of 3x3", Image(3, 32, 32),
+            "vgg", "vgg, 3x3", Image(3, 32, 32),
             Conv(64, 3, padding=1), ReLU(), Conv(64, 3, padding=1), ReLU(), MaxPool(2, 2),
             Conv(128, 3, padding=1), ReLU(), Conv(128, 3, padding=1), ReLU(), MaxPool(2, 2),
             Flatten(), Dense(CLASSES),
         ),
         _ordinary(
-            "strided", "7x7 and 3x3 with strides", Image(3, 64, 64),
+            "strided", "strided, 7x7 and 3x3", Image(3, 64, 64),
             Conv(32, 7, stride=2, padding=3), ReLU(), MaxPool(3, 2),
             Conv(64, 3, stride=2, padding=1), ReLU(), Conv(128, 3, stride=2, padding=1), ReLU(),
             Flatten(), Dense(CLASSES),
         ),
         _ordinary(
-            "bottleneck", "1x1 and depthwise", Image(3, 32, 32),
+            "bottleneck", "bottleneck, 1x1 and depthwise", Image(3, 32, 32),
             Conv(32, 3, padding=1), ReLU(), Conv(16, 1), ReLU(), Conv(16, 3, padding=1), ReLU(), Conv(64, 1), ReLU(), MaxPool(2, 2),
             Conv(64, 3, padding=1, groups=64), ReLU(), Conv(128, 1), ReLU(), AvgPool(4),
             Flatten(), Dense(CLASSES),

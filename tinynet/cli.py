@@ -316,6 +316,7 @@ def doctor() -> None:
         ("keras", "peer keras", "pip install keras"),
         ("torch", "peer pytorch", "pip install torch"),
         ("jax", "peer keras-jax", "pip install jax"),
+        ("onnxruntime", "bench networks", "pip install 'tinynet-engine[bench]'"),
         ("matplotlib", "the report's plots", "pip install matplotlib"),
         ("jinja2", "the report", "pip install jinja2"),
         ("pygments", "the report's listings", "pip install pygments"),

@@ -41,10 +41,9 @@ class Keras(Trainer):
             layer = step.layer
             activation = "relu" if following and isinstance(following.layer, ReLU) else None
             if isinstance(layer, Conv):
-                same = layer.stride == 1 and 2 * layer.padding == layer.kernel_size - 1
-                if layer.padding and not same:  # with a stride, Keras's "same" pads one side more than the other
+                if layer.padding and not layer.same:
                     model.add(layers.ZeroPadding2D(layer.padding))
-                options = dict(strides=layer.stride, padding="same" if same else "valid", activation=activation)
+                options = dict(strides=layer.stride, padding="same" if layer.same else "valid", activation=activation)
                 model.add(layers.DepthwiseConv2D(layer.kernel_size, **options) if step.depthwise else layers.Conv2D(layer.out_channels, layer.kernel_size, **options))
             elif isinstance(layer, Dense):
                 model.add(layers.Dense(layer.out_features, activation=activation))

@@ -34,7 +34,7 @@ class TensorFlow(Trainer):
             if isinstance(layer, Conv):
                 weight, bias = next(parameters), next(parameters)
                 sides = [layer.padding, layer.padding]
-                padding = [[0, 0], sides, sides, [0, 0]]
+                padding = "SAME" if layer.same else [[0, 0], sides, sides, [0, 0]]  # a depthwise kernel with numbers ends the process (2.21)
                 if step.depthwise:
                     x = tf.nn.depthwise_conv2d(x, weight, strides=[1, layer.stride, layer.stride, 1], padding=padding)
                 else:
