@@ -21,12 +21,12 @@ from tinynet.kernels.cpu.simd import TARGET, add, get, loads, outer_fma, pointer
 def multiply_adds(N, W, T):
     """N independent chains of multiply-adds, on registers alone."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
         acc, xs, ws = zeros(x, N, W), splats(x, 0, 1, 0, N, 1, W), loads(x, 64, 1, 0, 1, 0, 1, W)
         for _ in range(get(row, 2)):
             acc = outer_fma(acc, xs, ws)
-        stores(y, part * 1024, 1, 0, 1, 0, N, W, acc)
+        stores(y, slot * 1024, 1, 0, 1, 0, N, W, acc)
 
     return kernel
 
@@ -34,12 +34,12 @@ def multiply_adds(N, W, T):
 def reading(W, T):
     """Reads this share of an array, eight registers at a time."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, y, blocks = pointer(get(row, 0), T), pointer(get(row, 1), T), get(row, 2)
         acc = zeros(x, 8, W)
         for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             acc = add(acc, loads(x, block * 8 * W, 1, 0, 1, 0, 8, W))
-        stores(y, part * 1024, 1, 0, 1, 0, 8, W, acc)
+        stores(y, slot * 1024, 1, 0, 1, 0, 8, W, acc)
 
     return kernel
 

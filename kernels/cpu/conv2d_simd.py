@@ -23,41 +23,30 @@ themselves.
 
 from __future__ import annotations
 
-from math import ceil, gcd, prod
+from math import ceil, gcd
 
 import numpy as np
-from numba import prange
 
 from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
-from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
-from tinynet.kernels.cpu.jit import parallel, readable
-from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
+from tinynet.kernels.cpu.program import address_of, compiled, lines, named, row, run, scratch
+from tinynet.kernels.cpu.tiles import Weights
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-@parallel
-def _lay(weight, order, forward, count, out):
-    """out[g, t, c, k] = weight[g*K + k, c, order[t]], or out[g, t, k, c] for the gradient of the images; 0 from `count` lanes on."""
-    groups, taps, terms, lanes = out.shape
-    for task in prange(groups * taps):
-        g, t = task // taps, task % taps
-        for a in range(terms):
-            for b in range(count):
-                out[g, t, a, b] = weight[g * count + b, a, order[t]] if forward else weight[g * terms + a, b, order[t]]
-            for b in range(count, lanes):
-                out[g, t, a, b] = 0
-
-
-def laid(weight: np.ndarray, groups: int, order, forward: bool) -> np.ndarray:
-    """(groups, taps, terms, lanes)"""
+def laid(weight: np.ndarray, groups: int, forward: bool) -> np.ndarray:
+    """(groups, taps, terms, lanes): out[g, t, c, k] = weight[g*K + k, c, t], or out[g, t, k, c] for the gradient of the images."""
+    weight = np.ascontiguousarray(weight)
     k, c, kh, kw = weight.shape
     terms, count = (c, k // groups) if forward else (k // groups, c)
     out = np.empty((groups, kh * kw, terms, widened(count)), weight.dtype)
-    _lay(readable(weight.reshape(k, c, kh * kw)), readable(np.asarray(order, np.int64)), forward, count, out)
+    steps = (kh * kw, c * kh * kw) if forward else (c * kh * kw, kh * kw)
+    numbers = (kh * kw, terms, count, out.shape[3], address_of(weight), k // groups * c * kh * kw, *steps, address_of(out))
+    run([row(compiled(tiles.lay, weight.dtype.type), *numbers)], groups * kh * kw, min(groups * kh * kw, 16) if weight.size > 4096 else 1)
     return out
 
 
@@ -72,30 +61,28 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
     chunks, shares = shared(x.n, y.rows)
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
-    w = laid(weight, groups, range(kh * kw), forward=True)
+    w = laid(weight, groups, forward=True)
     if bias is not None and lanes > k // groups:
         bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups)))
     if bias is not None:
         bias = np.ascontiguousarray(bias)
 
     result = Leaving(y, groups, 1, y.rows, shares)
-    memory = scratch(chunks * shares * (copy.size + result.size), dtype)
+    slots = threads.count()
+    memory = scratch(slots * (copy.size + result.size), dtype)
     base = address_of(memory)
-    target = base + chunks * shares * copy.part
+    target = base + slots * copy.slot
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
-    steps = (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel, stride[0] * copy.row, stride[1] * copy.column)
-    run(
-        [
-            *copy.rows_of(base, dtype),
-            row(
-                compiled(tiles.conv, *tile, tiles.pixel_step(steps[4], 2 * x.n * y.rows * y.columns * weight.size), dtype), y.rows, y.rows, y.columns, kh, kw, c, *steps, result.row, result.column, groups, lanes, c * copy.channel,
-                lanes, w[0].size, copy.source(base), copy.part, copy.image, copy.first_row, address_of(w), 0 if bias is None else address_of(bias),
-                result.target(target), result.part, result.image, result.first_row,
-            ),  # fmt: skip
-            *result.rows_of(target, dtype),
-        ],
-        x.n, chunks, shares,
+    ix = stride[1] * copy.column
+    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, 2 * x.n * y.rows * y.columns * weight.size), dtype)
+    numbers = dict(
+        outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
+        ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
+        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w[0].size,
+        x=copy.place(base), x_first=copy.first_row, w=address_of(w), bias=0 if bias is None else address_of(bias),
+        y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
+    run([*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)], x.n, chunks, shares)
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -116,7 +103,7 @@ def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> l
     return found
 
 
-def _span(found) -> tuple[int, int]:
+def span(found) -> tuple[int, int]:
     """The least and the largest offset of any tap."""
     offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]
     return (min(offsets), max(offsets)) if offsets else (0, 0)
@@ -128,7 +115,7 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     dtype, lanes = dy.dtype.type, widened(c)
     dy, dx = Images(dy := np.ascontiguousarray(dy), layout), Images(out, layout)
     down, across = (phases(*axis) for axis in zip((kh, kw), stride, dilation, (padding[0][0], padding[1][0]), (dx.rows, dx.columns)))
-    (up, low), (near, far) = _span(down), _span(across)
+    (up, low), (near, far) = span(down), span(across)
     rows = ceil(dx.rows / stride[0])  # of q, which parts share
     chunks, shares = shared(dy.n, rows)
     columns = ceil(dx.columns / stride[1])
@@ -136,60 +123,34 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     sides = (max(-near, 0), max(columns + far - dy.columns, 0))
     copy = Entering(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
     result = Leaving(dx, groups, stride[0], rows, shares)
-    memory = scratch(chunks * shares * (copy.size + result.size), dtype)
+    slots = threads.count()
+    memory = scratch(slots * (copy.size + result.size), dtype)
     base = address_of(memory)
-    target = base + chunks * shares * copy.part
+    target = base + slots * copy.slot
 
-    order = [(u + m * su) * kw + v + n * sv for _, _, u, su, mu, _, _ in down for _, _, v, sv, mv, _, _ in across for m in range(mu) for n in range(mv)]
-    missing = sorted(set(range(kh * kw)) - set(order))  # taps that meet no phase: the image has fewer rows than the stride
-    w = laid(weight, groups, order + missing, forward=False)
-    table, before = copy.rows_of(base, dtype), 0
+    terms = k // groups
+    w = laid(weight, groups, forward=False)
+    table = copy.rows_of(base, dtype)
     flops = 2 * dy.n * dy.rows * dy.columns * weight.size
-    for phase, many, _, _, mu, offset, back in down:
-        for side, wide, _, _, mv, shift, aside in across:
+    for phase, many, u, su, mu, offset, back in down:
+        for side, wide, v, sv, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
-            tile = tiles.best(least, wide, lanes, k // groups * mu * mv, max(mu * mv, 1), dtype)
+            tile = tiles.best(least, wide, lanes, terms * mu * mv, max(mu * mv, 1), dtype)
             start = (offset - up if copy.needed else offset) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
-            table.append(
-                row(
-                    compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), rows, many, wide, mu if mv else 0, mv, k // groups,
-                    -back * copy.row, -aside * copy.column, copy.channel, copy.row, copy.column,
-                    stride[0] * result.row, stride[1] * result.column, groups, lanes, k // groups * copy.channel, lanes, w[0].size,
-                    copy.source(base) + start * dy.item, copy.part, copy.image, copy.first_row, address_of(w) + before * (k // groups) * lanes * dy.item, 0,
-                    result.target(target) + (phase * result.row + side * result.column) * dy.item, result.part, result.image, result.first_row,
-                )
+            numbers = dict(
+                outputs=rows, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms,
+                ta=-back * copy.row, tb=-aside * copy.column, tc=copy.channel, wa=su * kw * terms * lanes, wb=sv * terms * lanes, w_term=lanes,
+                iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel, w_group=w[0].size,
+                x=copy.place(base, start), x_first=copy.first_row, w=address_of(w) + (u * kw + v) * terms * lanes * dy.item,
+                y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column,
             )  # fmt: skip
-            before += mu * mv
+            table.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), tiles.CONV, numbers))
     run([*table, *result.rows_of(target, dtype)], dy.n, chunks, shares)
 
 
 # --- gradient of the weights -------------------------------------------------------------------------------------
 
 MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
-
-
-@parallel
-def _gather(partial, chunks, count, lanes, length, vectors, run_length, out):
-    """Adds the chunks' sums, and puts each where its weight is.
-
-    partial: (chunks, groups, lane blocks, outer taps, inner taps, blocks of the run, run_length, vectors)
-    out: (K, outer taps, inner taps, length), as strides of the weight's gradient.
-    """
-    k_all, outer, inner, _ = out.shape
-    lane_blocks, run_blocks = partial.shape[2], partial.shape[5]
-    for task in prange(k_all):
-        g, k = task // count, task % count
-        ob = min(k // vectors, lane_blocks - 1)
-        lane = k - min(ob * vectors, lanes - vectors)
-        for a in range(outer):
-            for b in range(inner):
-                for t in range(length):
-                    jb = min(t // run_length, run_blocks - 1)
-                    j = t - min(jb * run_length, length - run_length)
-                    total = partial[0, g, ob, a, b, jb, j, lane]
-                    for chunk in range(1, chunks):
-                        total += partial[chunk, g, ob, a, b, jb, j, lane]
-                    out[task, a, b, t] = total
 
 
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
@@ -199,36 +160,30 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     dy, x = Images(dy := np.ascontiguousarray(dy), layout), Images(x := np.ascontiguousarray(x), layout)
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
-    # A tile's rows run along the channels; where there are fewer of them than taps in a row, along the taps.
-    taps = (kh, dilation[0] * copy.row), (kw, dilation[1] * copy.column), (c, copy.channel)
-    (outer, ta), (inner, tb), (length, tj) = taps if c >= kw else (taps[0], taps[2], taps[1])
-    high, vectors, w = tiles.best_dw(length, lanes, dtype)
-    lane_blocks, run_blocks = ceil(lanes / (vectors * w)), ceil(length / high)
-    shape = (groups, lane_blocks, outer, inner, run_blocks, high, vectors * w)
+    tile = Weights((kh, kw, c), (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel), lanes, groups, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
-    chunks = max(1, min(dy.n, 8, MOST_SUMS // prod(shape)))
-    shares = max(1, min(8 // chunks, prod(shape[:5])))
-    partial = np.zeros((chunks, *shape), dtype)
+    chunks = max(1, min(dy.n, 8, MOST_SUMS // tile.size))
+    shares = max(1, min(8 // chunks, tile.units))
+    partial = np.zeros((chunks, tile.size), dtype)
 
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
-    memory = scratch(chunks * shares * (copy.size + turned), dtype)
+    slots = threads.count()
+    memory = scratch(slots * (copy.size + turned), dtype)
     base = address_of(memory)
-    target = base + chunks * shares * copy.part
+    target = base + slots * copy.slot
     table = copy.rows_of(base, dtype)
     if wide:
         table.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
     elif dy.first:
         table.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
-    rows = max(1, min(dy.rows, max(ceil(64 / dy.columns), 5000 // max(1, dy.columns * (pitch + copy.column)))))
-    table.append(
-        row(
-            compiled(tiles.conv_dw, high, vectors, w, dtype), dy.rows, dy.columns, outer, inner, length, ta, tb, tj, stride[0] * copy.row, stride[1] * copy.column,
-            dy.columns * pitch, pitch, groups, lanes, c * copy.channel, copy.source(base), copy.part, copy.image,
-            target if turned else dy.address, turned * dy.item, 0 if turned else dy.image, address_of(partial), prod(shape) * dy.item, rows,
-        )
+    numbers = dict(
+        height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
+        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, turned * dy.item, 0) if turned else (dy.address, 0, dy.image * dy.item),
+        sums=address_of(partial), sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
+    table.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
     run(table, dy.n, chunks, shares)
-    by_run = out.transpose(0, 2, 3, 1) if c >= kw else out.transpose(0, 2, 1, 3)
-    _gather(partial, chunks, k // groups, lanes, length, vectors * w, high, by_run)
+    numbers = dict(channels=k, x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
+    run([named(compiled(tiles.gather, dtype), tiles.GATHER, numbers)], 1, 1, min(k, 16))

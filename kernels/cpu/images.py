@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from math import ceil
 
-import numba
 import numpy as np
 
 from tinynet.geometry import nchw
-from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, lines, row
 
 
@@ -33,7 +32,7 @@ class Images:
 
 def shared(images: int, rows: int) -> tuple[int, int]:
     """(chunks, shares): several pieces of work for each thread; an image's rows are shared where there are few images."""
-    wanted = 4 * numba.get_num_threads() if numba.get_num_threads() > 1 else 1
+    wanted = 4 * threads.count() if threads.count() > 1 else 1
     chunks = min(images, wanted)
     return chunks, max(1, min(rows, wanted // max(chunks, 1) if chunks < wanted else 1))
 
@@ -47,23 +46,24 @@ class Entering:
         self.x, self.needed, self.step = x, needed, step
         if not needed:
             self.image, self.row, self.column, self.channel = x.image, x.row, x.column, x.channel
-            self.part, self.first_row, self.size = 0, step * x.row, 0
+            self.slot, self.first_row, self.size = 0, step * x.row, 0
             return
         most = (ceil(rows / max(shares, 1)) - 1) * step + count  # rows in the largest share
         width = sides[0] + x.columns + sides[1]
         self.column, self.row, self.channel = (1, width, most * width) if x.first else (x.channels, width * x.channels, 1)
         self.image = self.first_row = 0  # scratch begins at the share's own first row
         self.size = lines(most * width * x.channels, f"f{x.item}")
-        self.part = self.size * x.item
+        self.slot = self.size * x.item
         planes, run_, wide = (x.channels, x.columns, 1) if x.first else (1, x.columns * x.channels, x.channels)
         self.numbers = (x.image, planes, x.channel if x.first else 0, x.rows, x.row, run_, sides[0] * wide, sides[1] * wide, rows, step, top, count, self.channel if x.first else 0, self.row)
         self.whole = not shares
 
     def rows_of(self, base: int, dtype) -> list[list[int]]:
-        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.part, self.whole)] if self.needed else []
+        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.whole)] if self.needed else []
 
-    def source(self, base: int) -> int:
-        return base if self.needed else self.x.address
+    def place(self, base: int, start: int = 0) -> tuple[int, int, int]:
+        """Where element `start` of an image lies: an address, and the bytes from slot to slot and from image to image."""
+        return (base if self.needed else self.x.address) + start * self.x.item, self.slot, self.image * self.x.item
 
 
 class Leaving:
@@ -77,13 +77,14 @@ class Leaving:
         self.apart = y.first or self.wide
         self.column = groups * widened(self.count)
         self.row = y.columns * self.column
-        self.image, self.part, self.size = (0, 0, 0) if self.apart else (y.image, 0, 0)
+        self.image, self.slot, self.size = (0, 0, 0) if self.apart else (y.image, 0, 0)
         if self.apart:
             self.size = lines(ceil(rows / shares) * step * self.row, f"f{y.item}")
-            self.part = self.size * y.item
+            self.slot = self.size * y.item
 
-    def target(self, base: int) -> int:
-        return base if self.apart else self.y.address
+    def place(self, base: int, start: int = 0) -> tuple[int, int, int]:
+        """As Entering.place."""
+        return (base if self.apart else self.y.address) + start * self.y.item, self.slot, self.image * self.y.item
 
     @property
     def first_row(self) -> int:
@@ -94,6 +95,6 @@ class Leaving:
         if not self.apart:
             return []
         if self.wide:
-            numbers = (self.rows, self.step, y.rows, y.columns, self.groups, self.count, self.column, base, self.part, y.address, y.image, y.channel, y.column)
+            numbers = (self.rows, self.step, y.rows, y.columns, self.groups, self.count, self.column, base, self.slot, y.address, y.image, y.channel, y.column)
             return [row(compiled(tiles.leave_few, dtype), *numbers)]
-        return [row(compiled(tiles.leave, dtype), self.rows, self.step, y.rows, y.columns, y.channels, base, self.part, y.address, y.image, y.channel)]
+        return [row(compiled(tiles.leave, dtype), self.rows, self.step, y.rows, y.columns, y.channels, base, self.slot, y.address, y.image, y.channel)]

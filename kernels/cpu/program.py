@@ -1,35 +1,40 @@
-"""Programs: a table of rows, each the address of a compiled kernel and the numbers it is called with.
+"""Programs: tables of rows, each the address of a compiled kernel and the numbers it is called with.
 
 Compiling takes half a second, so nothing is compiled for a shape: a kernel is compiled for what must be
 constant (the tile that fills the registers, the dtype) and reads everything else, sizes, steps and addresses,
 from its row. So a few dozen kernels serve every layer of every network, and are kept on disk.
 
-    kernel(row, image, part, share, shares)
+    kernel(row, image, slot, chunk, share, shares)
 
-A program runs over images. Their range is cut into `chunks`, and the work on each image into `shares`; each
-pair is a *part* that one thread plays from its first row to its last, with scratch memory of its own. Parts
-never wait for each other, so a program gives the same bits on any number of threads.
+A program is a list of phases, and a phase a list of rows that run over images: their range is cut into `chunks`,
+and the work on each image into `shares`; each pair is a part that one thread plays from its first row to its
+last. `slot` is the thread's own number, and so which scratch memory is its own; sums over images are kept a
+chunk. The parts of a phase never wait for each other; a phase begins when all parts of the one before are done.
+Chunks and shares are chosen from shapes alone wherever they decide in which order numbers are added: so a program
+gives the same bits on any number of threads.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
+from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, types
 from numba.core.ccallback import CFunc
 from numba.core.typing import signature
 from numba.extending import intrinsic
 
-from tinynet.kernels.cpu import simd
-from tinynet.kernels.cpu.jit import announced, launched_safely
+from tinynet.kernels.cpu import simd, threads
+from tinynet.kernels.cpu.jit import announced
+from tinynet.kernels.cpu.threads import ASLEEP, GENERATION, INSIDE, JOB, OPEN, atomic_add, atomic_get, atomic_swap, give_way, peek, poke
 
-ROW = 32  # numbers in a row of a table: the kernel's address, then what it reads
-_ABI = signature(types.void, types.CPointer(types.int64), types.int64, types.int64, types.int64, types.int64)
+ROW = 48  # numbers in a row of a table: the kernel's address, then what it reads
+_ABI = signature(types.void, types.CPointer(types.int64), *[types.int64] * 5)
 # What numba's cache can't see: the layer that kernels are generated from, and the vectors it was asked for.
 _STAMP = hashlib.sha256(Path(simd.__file__).read_bytes() + simd.TARGET.name.encode()).hexdigest()[:8]
 _kept: list[CFunc] = []  # compiled code lives as long as its CFunc
@@ -63,42 +68,162 @@ def row(address: int, *numbers: int) -> list[int]:
     return [address, *numbers, *[0] * (ROW - 1 - len(numbers))]
 
 
+def fields(names: str):
+    """The numbers of a kernel's row by name: `F = fields("rows columns ...")`, and in the kernel `get(row, F.rows)`."""
+    words = names.split()
+    assert len(words) < ROW and len(set(words)) == len(words), f"{len(words)} numbers, or one twice"
+    return namedtuple("Fields", words)(*range(len(words)))
+
+
+def named(address: int, names, numbers: dict) -> list:
+    """A row whose numbers are given by name; what is not given is 0.
+
+    `numbers` may give a whole place in memory under one name: a tuple stands for that number and the ones that follow it.
+    """
+    found = [0] * (ROW - 1)
+    for name, value in numbers.items():
+        at = getattr(names, name)
+        for i, number in enumerate(value if isinstance(value, tuple) else (value,)):
+            found[at + i] = number
+    return [address, *found]
+
+
 @intrinsic
-def _call(typing, table, r, image, part, share, shares):
-    """Calls the kernel whose row begins at table[r]."""
+def _call(typing, row, image, slot, chunk, share, shares):
+    """Calls the kernel whose row begins at the address `row`."""
 
     def generate(context, builder, signature, arguments):
-        array, r, *numbers = arguments
+        row, *numbers = arguments
         i64 = ir.IntType(64)
-        start = builder.gep(context.make_array(signature.args[0])(context, builder, array).data, [r])
-        kind = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), i64, i64, i64, i64])
+        start = builder.inttoptr(row, i64.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), *[i64] * 5])
         function = builder.inttoptr(builder.load(start), kind.as_pointer())
         builder.call(function, [builder.gep(start, [ir.Constant(i64, 1)]), *numbers])
         return context.get_dummy_value()
 
-    return types.void(table, types.int64, types.int64, types.int64, types.int64, types.int64), generate
+    return types.void(*[types.int64] * 6), generate
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def _play(table, first, last, part, share, shares):
-    for image in range(first, last):
-        for r in range(0, table.size, ROW):
-            _call(table, r, image, part, share, shares)
+# --- playing one ----------------------------------------------------------------------------------------
+# A table in memory: the number of phases, then HEAD numbers for each, then the rows of all.
+
+HEAD = 8  # of a phase: the address of its first row, rows, images, chunks, shares; how many parts are taken, and done
+_FIRST, _ROWS, _IMAGES, _CHUNKS, _SHARES, _TAKEN, _DONE = range(7)
+_WAIT = 2_000  # looks before a waiting thread offers its processor to others
 
 
-@launched_safely
-@njit(parallel=True, nogil=True, cache=True, error_model="numpy")
-def _run(table, images, chunks, shares):
-    for i in prange(chunks * shares):
-        part = np.int64(i)  # prange's own index is unsigned, and would turn offsets into floats
-        chunk, share = part // shares, part % shares
-        _play(table, images * chunk // chunks, images * (chunk + 1) // chunks, part, share, shares)
+@njit(nogil=True)
+def _play(table, slot):
+    for p in range(peek(table, 0)):
+        phase = table + 8 * (1 + p * HEAD)
+        first, rows, images = peek(phase, _FIRST), peek(phase, _ROWS), peek(phase, _IMAGES)
+        chunks, shares = peek(phase, _CHUNKS), peek(phase, _SHARES)
+        while True:
+            part = atomic_add(phase, _TAKEN, 1)
+            if part >= chunks * shares:
+                break
+            chunk, share = part // shares, part % shares
+            for image in range(images * chunk // chunks, images * (chunk + 1) // chunks):
+                for r in range(rows):
+                    _call(first + 8 * ROW * r, image, slot, chunk, share, shares)
+            atomic_add(phase, _DONE, 1)
+        looks = 0
+        while atomic_get(phase, _DONE) < chunks * shares:
+            looks += 1
+            if looks > _WAIT:
+                give_way()
+
+
+@njit(nogil=True, cache=True)
+def _serve(board, slot, seen, patience):
+    """What a worker does until it has waited for too long; the last program that it saw."""
+    looks = 0
+    while True:
+        generation = atomic_get(board, GENERATION)
+        if generation == seen:
+            looks += 1
+            if looks > patience:
+                if threads.drowsy(board, slot, seen):
+                    return seen
+                looks = 0
+            continue
+        seen, looks = generation, 0
+        # First inside, then look whether it is open: the caller closes first, then looks who is inside.
+        atomic_add(board, INSIDE, 1)
+        if atomic_get(board, OPEN) > slot:
+            _play(peek(board, JOB), slot)
+        atomic_add(board, INSIDE, -1)
+
+
+@njit(nogil=True, cache=True)
+def _reset(table):
+    for p in range(peek(table, 0)):
+        poke(table, 1 + p * HEAD + _TAKEN, 0)
+        poke(table, 1 + p * HEAD + _DONE, 0)
+
+
+@njit(nogil=True, cache=True)
+def _alone(table):
+    _reset(table)
+    _play(table, 0)
+
+
+@njit(nogil=True, cache=True)
+def _offer(board, table, slots):
+    """Puts a program on the board. How many workers sleep: they must be woken for it."""
+    _reset(table)
+    poke(board, JOB, table)
+    atomic_swap(board, OPEN, slots)
+    atomic_add(board, GENERATION, 1)
+    asleep = 0
+    for slot in range(1, slots):
+        asleep += atomic_get(board, ASLEEP + 8 * slot)
+    return asleep
+
+
+@njit(nogil=True, cache=True)
+def _lead(board, table):
+    """Plays along until the program is over, and every worker has left it."""
+    _play(table, 0)
+    atomic_swap(board, OPEN, 0)
+    while atomic_get(board, INSIDE) > 0:
+        give_way()
+
+
+def play(table: int, slots: int) -> None:
+    """Plays the table at an address on at most `slots` threads; its kernels see slots below that number."""
+    pool = threads.pool()
+    if slots == 1 or not pool.mutex.acquire(False):
+        _alone(table)  # other Python threads have the workers
+        return
+    try:
+        if len(pool.beds) < slots - 1:
+            pool.grow(slots - 1, _serve)
+        if _offer(pool.address, table, slots):
+            pool.wake(slots - 1)
+        _lead(pool.address, table)
+    finally:
+        pool.mutex.release()
+
+
+def table_of(phases: list[tuple[list[list[int]], int, int, int]]) -> np.ndarray:
+    """The table of phases: (rows, images, chunks, shares) each."""
+    rows = [r for phase, *_ in phases for r in phase]
+    table = np.zeros(1 + HEAD * len(phases) + ROW * len(rows), np.int64)
+    table[0] = len(phases)
+    first = 1 + HEAD * len(phases)
+    table[first:] = [number for r in rows for number in r]
+    for p, (phase, images, chunks, shares) in enumerate(phases):
+        table[1 + p * HEAD : 1 + p * HEAD + 5] = address_of(table) + 8 * first, len(phase), images, chunks, shares
+        first += ROW * len(phase)
+    return table
 
 
 def run(rows: list[list[int]], images: int, chunks: int, shares: int = 1) -> None:
-    """Plays the rows for every image; see the top of this file."""
+    """A program of one phase; see the top of this file."""
     if images:
-        _run(np.array([number for r in rows for number in r], np.int64), images, chunks, shares)
+        table = table_of([(rows, images, chunks, shares)])
+        play(address_of(table), min(threads.count(), chunks * shares))
 
 
 class _Scratch(threading.local):

@@ -280,6 +280,144 @@ def _each(operation, name: str, text: str):
 add = _each(lambda builder, x, y: builder.fadd(x, y), "add", "x + y")
 
 
+def _compare(builder, how: str, x, y):
+    return builder.fcmp_unordered(how, x, y) if how == "uno" else builder.fcmp_ordered(how, x, y)
+
+
+def _nothing(vector):
+    return ir.Constant(vector.type, None)
+
+
+divide = _each(lambda builder, x, y: builder.fdiv(x, y), "divide", "x / y")
+multiply = _each(lambda builder, x, y: builder.fmul(x, y), "multiply", "x * y")
+kept = _each(lambda builder, x, mask: builder.select(_compare(builder, ">", mask, _nothing(mask)), x, _nothing(x)), "kept", "x where the mask is > 0, else 0: ReLU's gradient")
+
+
+@intrinsic
+def relu(typing, x):
+    """x, but 0 where it is less; a NaN is passed on."""
+
+    def generate(context, builder, signature, arguments):
+        return _packed(builder, [builder.select(_compare(builder, "<", v, _nothing(v)), _nothing(v), v) for v in _parts(builder, arguments[0])])
+
+    return x(x), generate
+
+
+def _larger(builder, x, y):
+    """The larger; a NaN wins."""
+    more = builder.or_(_compare(builder, ">", y, x), _compare(builder, "uno", y, y))
+    return builder.select(more, y, x)
+
+
+maximum = _each(_larger, "maximum", "the larger of x and y; a NaN wins")
+
+
+@intrinsic
+def each_fma(typing, acc, xs, ws):
+    """acc[i, j] + xs[i, j] * ws[j]: each lane has a channel of its own (depthwise convolution, and its gradient)."""
+    if acc.count != xs.count or xs.count % ws.count:
+        raise TypingError(f"simd.each_fma: {xs.count} products by {ws.count} weights can't be added to {acc.count} accumulators")
+
+    def generate(context, builder, signature, arguments):
+        sums, x, w = (_parts(builder, tile) for tile in arguments)
+        return _packed(builder, [_fma(builder, x[i], w[i % len(w)], sums[i]) for i in range(len(x))])
+
+    return acc(acc, xs, ws), generate
+
+
+def _windows(parts: list, columns: int, vectors: int) -> list[list]:
+    """The four members of each 2 x 2 window of a tile of 2 rows x 2 * columns pixels, row by row."""
+    wide = 2 * columns * vectors
+    return [[parts[r * wide + (2 * c + q) * vectors + v] for r in (0, 1) for q in (0, 1)] for c in range(columns) for v in range(vectors)]
+
+
+@intrinsic(prefer_literal=True)
+def pooled(typing, tile, columns, vectors):
+    """The largest of each 2 x 2 window of a tile of 2 rows x 2 * columns pixels; a NaN wins."""
+    c, v = _constant(columns, "columns"), _constant(vectors, "vectors")
+    found = types.UniTuple(tile.dtype, c * v)
+
+    def generate(context, builder, signature, arguments):
+        best = []
+        for a, b, d, e in _windows(_parts(builder, arguments[0]), c, v):
+            larger = [builder.select(_compare(builder, ">", x, y), x, y) for x, y in ((a, b), (d, e))]
+            larger = builder.select(_compare(builder, ">", *larger), *larger)
+            # one test for all four: a comparison with a NaN is false, so the maximum above may have lost it
+            unknown = builder.or_(_compare(builder, "uno", a, b), _compare(builder, "uno", d, e))
+            best.append(builder.select(unknown, ir.Constant(a.type, [float("nan")] * a.type.count), larger))
+        return _packed(builder, best)
+
+    return found(tile, columns, vectors), generate
+
+
+@intrinsic(prefer_literal=True)
+def winners(typing, tile, best, columns, vectors):
+    """Which member of its 2 x 2 window is `best`, the first among equals: 0, 1, 2 or 3."""
+    c, v = _constant(columns, "columns"), _constant(vectors, "vectors")
+
+    def generate(context, builder, signature, arguments):
+        found = []
+        for members, largest in zip(_windows(_parts(builder, arguments[0]), c, v), _parts(builder, arguments[1])):
+            place = ir.Constant(largest.type, [3.0] * largest.type.count)
+            for q in (2, 1, 0):
+                place = builder.select(_compare(builder, "==", members[q], largest), ir.Constant(largest.type, [float(q)] * largest.type.count), place)
+            found.append(place)
+        return _packed(builder, found)
+
+    return best(tile, best, columns, vectors), generate
+
+
+@intrinsic
+def if_positive(typing, x, test, otherwise):
+    """x where test > 0, else the one number `otherwise`."""
+
+    def generate(context, builder, signature, arguments):
+        x, test = (_parts(builder, tile) for tile in arguments[:2])
+        other = _broadcast(builder, arguments[2], x[0].type)
+        return _packed(builder, [builder.select(_compare(builder, ">", t, _nothing(t)), a, other) for a, t in zip(x, test)])
+
+    return x(x, test, x.dtype.dtype), generate
+
+
+@intrinsic
+def if_equal(typing, x, test, number):
+    """x where test is the number, else 0."""
+
+    def generate(context, builder, signature, arguments):
+        x, test = (_parts(builder, tile) for tile in arguments[:2])
+        wanted = _broadcast(builder, arguments[2], test[0].type)
+        return _packed(builder, [builder.select(_compare(builder, "==", t, wanted), a, _nothing(a)) for a, t in zip(x, test)])
+
+    return x(x, test, x.dtype.dtype), generate
+
+
+@intrinsic
+def first_hit(typing, rest, x, best):
+    """(what of `rest` belongs to x, what is left): all of it where x is the window's best, or a NaN; else nothing."""
+
+    def generate(context, builder, signature, arguments):
+        hits, left = [], []
+        for r, a, b in zip(*(_parts(builder, tile) for tile in arguments)):
+            hit = builder.or_(_compare(builder, "==", a, b), _compare(builder, "uno", a, a))
+            hits.append(builder.select(hit, r, _nothing(r)))
+            left.append(builder.select(hit, _nothing(r), r))
+        return context.make_tuple(builder, signature.return_type, (_packed(builder, hits), _packed(builder, left)))
+
+    return types.Tuple((rest, rest))(rest, x, best), generate
+
+
+@intrinsic(prefer_literal=True)
+def full(typing, p, number, n, w):
+    """A tile of n registers with the one number in all lanes, of the kind that p points to."""
+    tile = _tile(_element(p), _constant(n, "n"), _constant(w, "w"))
+
+    def generate(context, builder, signature, arguments):
+        vector = _broadcast(builder, arguments[1], context.get_value_type(tile.dtype))
+        return _packed(builder, [vector] * tile.count)
+
+    return tile(p, _element(p), n, w), generate
+
+
 @intrinsic
 def sums(typing, tile):
     """The sum over the lanes of each register, as a tuple of numbers."""

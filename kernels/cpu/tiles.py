@@ -13,13 +13,14 @@ from math import ceil
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import TARGET, add, get, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
+from tinynet.kernels.cpu.program import fields
+from tinynet.kernels.cpu.simd import TARGET, add, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
 
 # --- which tile ------------------------------------------------------------------------------------------
 
 LEAST_LANES = 4
 # rows x columns of pixels; with v vectors of channels at each they fill rows * columns * v registers
-PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 3), (3, 4), (4, 4))
+PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (2, 10), (2, 12), (2, 14), (3, 3), (3, 4), (4, 4))
 
 
 def widths(dtype) -> list[int]:
@@ -29,8 +30,9 @@ def widths(dtype) -> list[int]:
 
 
 @lru_cache(4096)
-def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype) -> tuple[int, int, int, int]:
-    """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels."""
+def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False) -> tuple[int, int, int, int]:
+    """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
+    pooled: two rows, and an even number of columns."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
@@ -41,7 +43,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype) 
             for r, c in PIXELS:
                 pixels = r * c
                 # the accumulators, the weights' vectors, and one more must fit into the registers
-                if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > 28:
+                if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > 28 or pooled and (r != 2 or c % 2):
                     continue
                 streamed = v * w * 4 / 32 if terms * v * w * 4 > 24_000 else 0  # weights beyond the first cache
                 step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + 0.3 * streamed + 0.25 * (pixels * 0.5 + v) + (0.1 * pixels if v == 1 else 0)
@@ -50,32 +52,95 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype) 
     return min(choices)[1:]
 
 
+def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
+    """(rows, columns, vectors, lanes) of a depthwise tile: enough sums to hide an addition's latency, few loads of weights."""
+    w = next(w for w in widths(dtype) if w <= lanes)
+    wide = next(c for c in (8, 7, 6, 5, 4, 3, 2, 1) if c <= columns)
+    return (2 if wide <= 4 and rows >= 2 else 1), wide, 1, w
+
+
+class DepthwiseWeights:
+    """As `Weights`, for depthwise convolution: a tile holds the taps of one row of the kernel."""
+
+    def __init__(self, extents: tuple[int, int], steps: tuple[int, int, int], lanes: int, dtype):
+        kh, kw = extents
+        w = next(w for w in widths(dtype) if w <= lanes)
+        wide = min(kw, 12)
+        self.constants = wide, 1, w
+        self.units = ceil(lanes / w) * kh * ceil(kw / wide)
+        self.size = self.units * wide * w
+        self.numbers = dict(outer=kh, length=kw, ta=steps[0], tj=steps[1])
+        self.gathered = dict(lanes=lanes, vectors=w, high=1, wide=wide, outer=kh, inner=1, length=kw, y_channel=kh * kw, y_outer=kw, y_wide=1)
+
+
+class Weights:
+    """The tiles of a weights' gradient: HIGH x WIDE places of x that a tile holds, and the loops around it.
+
+    A tile's places run along the longest axis; where there are only a few channels, along these and the taps of a row.
+    """
+
+    def __init__(self, extents: tuple[int, int, int], steps: tuple[int, int, int], lanes: int, groups: int, dtype):
+        """extents, steps: of x along the weights' rows, columns and channels."""
+        kh, kw, c = extents
+        rows, columns, channels = zip(extents, steps, (kw, 1, kh * kw))  # the last: its steps in the canonical gradient
+        none = (1, 0, 0)
+        high, (outer, inner, length) = none, (rows, columns, channels)
+        if c <= 4 and kw <= 8 and c * kw > max(c, kw):
+            high, (outer, inner, length) = channels, (rows, none, columns)
+        elif c < kw:
+            outer, inner, length = rows, channels, columns
+        wide, vectors, w = _best_dw(high[0], length[0], lanes, dtype)
+        self.constants = high[0], wide, vectors, w
+        self.units = groups * ceil(lanes / (vectors * w)) * outer[0] * inner[0] * ceil(length[0] / wide)
+        self.size = self.units * high[0] * wide * vectors * w
+        self.numbers = dict(outer=outer[0], inner=inner[0], length=length[0], ta=outer[1], tb=inner[1], tr=high[1], tj=length[1])
+        self.gathered = dict(
+            lanes=lanes, vectors=vectors * w, high=high[0], wide=wide, outer=outer[0], inner=inner[0], length=length[0],
+            y_channel=c * kh * kw, y_outer=outer[2], y_inner=inner[2], y_high=high[2], y_wide=length[2],
+        )  # fmt: skip
+
+
 @lru_cache(4096)
-def best_dw(length: int, lanes: int, dtype) -> tuple[int, int, int]:
-    """(rows of the run, vectors, lanes) of a tile of weights, for a run of `length` places and `lanes` channels."""
+def _best_dw(high: int, length: int, lanes: int, dtype) -> tuple[int, int, int]:
+    """(places along the run, vectors, lanes) of a tile of weights, for `high` runs of `length` places and `lanes` channels."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
-            for high in (1, 2, 3, 4, 5, 6, 8, 9, 12, 14):
-                if v * w > lanes or high > length or high * v + v + 1 > TARGET.registers or high * v > 26:
+            for wide in (1, 2, 3, 4, 5, 6, 8, 9, 12, 14):
+                n = high * wide
+                if v * w > lanes or wide > length or n * v + v + 1 > TARGET.registers and n * v > 1 or n * v > 26:
                     continue
-                step = max(high * v * max(w / full, 0.5), high * 0.5 + v, 4.5) + 0.25 * (high * 0.5 + v)
-                choices.append((ceil(length / high) * ceil(lanes / (v * w)) * step, -high * v, high, v, w))
+                step = max(n * v * max(w / full, 0.5), n * 0.5 + v, 4.5) + 0.25 * (n * 0.5 + v)
+                choices.append((ceil(length / wide) * ceil(lanes / (v * w)) * step, -n * v, wide, v, w))
     return min(choices)[2:]
+
+
+def rows_at_once(rows: int, columns: int, elements: int) -> int:
+    """Rows of x and dy, of so many elements a pixel together, that stay in the first cache while all tiles go over them."""
+    return max(1, min(rows, max(ceil(64 / columns), 5000 // max(1, columns * elements))))
+
+
+# --- places in memory ---------------------------------------------------------------------------------------
+
+
+@inline
+def place(row, k, image, slot, T):
+    """Three numbers of a row, an address and the bytes from one slot and one image to the next, as this image's memory."""
+    return pointer(get(row, k) + slot * get(row, k + 1) + image * get(row, k + 2), T)
 
 
 # --- copies -------------------------------------------------------------------------------------------------
 
 
 @inline
-def _zero(y, at, count):
+def zero(y, at, count):
     for j in range(count):
         put(y, at + j, 0.0)
 
 
 @inline
-def _copy(x, source, y, target, count):
+def copy(x, source, y, target, count):
     if count < 4:
         for j in range(count):
             put(y, target + j, get(x, source + j))
@@ -89,11 +154,11 @@ def enter(T):
     """Rows of an image into scratch memory, with their padding: `count` rows for the first output row of the share, and
     `step` more for each other."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, x_image, planes, x_plane = pointer(get(row, 0), T), get(row, 1), get(row, 2), get(row, 3)
         height, x_row, run, left, right = get(row, 4), get(row, 5), get(row, 6), get(row, 7), get(row, 8)
         outputs, step, top, count, y_plane, y_row = get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
-        y = pointer(get(row, 15) + part * get(row, 16), T)
+        y = pointer(get(row, 15) + slot * get(row, 16), T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
         if get(row, 17) != 0:  # every part needs the whole image
             begin, end = 0, outputs
@@ -102,17 +167,17 @@ def enter(T):
             for r in range(rows):
                 target, source = plane * y_plane + r * y_row, first + r
                 if source < 0 or source >= height:
-                    _zero(y, target, left + run + right)
+                    zero(y, target, left + run + right)
                 else:
-                    _zero(y, target, left)
-                    _copy(x, image * x_image + plane * x_plane + source * x_row, y, target + left, run)
-                    _zero(y, target + left + run, right)
+                    zero(y, target, left)
+                    copy(x, image * x_image + plane * x_plane + source * x_row, y, target + left, run)
+                    zero(y, target + left + run, right)
 
     return kernel
 
 
 @inline
-def _transpose(x, source, x_step, y, target, y_step, rows, columns):
+def transpose(x, source, x_step, y, target, y_step, rows, columns):
     """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit."""
     if rows >= 8 and columns >= 8:
         for r in range(0, rows, 8):
@@ -121,6 +186,9 @@ def _transpose(x, source, x_step, y, target, y_step, rows, columns):
                 c = min(c, columns - 8)
                 square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
                 stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+        return
+    if columns == 1 and x_step == 1:
+        copy(x, source, y, target, rows)
         return
     if rows < 4 or columns < 4:
         for r in range(rows):
@@ -138,13 +206,13 @@ def _transpose(x, source, x_step, y, target, y_step, rows, columns):
 def leave(T):
     """A share's pixels x channels in scratch memory, as rows of an NCHW image."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         outputs, step, height, width, channels = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
-        x = pointer(get(row, 5) + part * get(row, 6), T)
+        x = pointer(get(row, 5) + slot * get(row, 6), T)
         y, y_image, y_channel = pointer(get(row, 7), T), get(row, 8), get(row, 9)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
         pixels, target = (end - begin) * width, image * y_image + begin * width
-        _transpose(x, 0, channels, y, target, y_channel, pixels, channels)
+        transpose(x, 0, channels, y, target, y_channel, pixels, channels)
 
     return kernel
 
@@ -152,10 +220,10 @@ def leave(T):
 def leave_few(T):
     """The same for groups of a few channels, which a tile has widened to more lanes; to images of any layout."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         outputs, step, height, width = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         groups, count, pitch = get(row, 4), get(row, 5), get(row, 6)
-        x = pointer(get(row, 7) + part * get(row, 8), T)
+        x = pointer(get(row, 7) + slot * get(row, 8), T)
         y, y_channel, y_pixel = pointer(get(row, 9), T), get(row, 11), get(row, 12)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
         target = image * get(row, 10) + begin * width * y_pixel
@@ -170,10 +238,10 @@ def leave_few(T):
 def turn_few(T):
     """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
-        y, source = pointer(get(row, 8) + part * get(row, 9), T), image * get(row, 5)
+        y, source = pointer(get(row, 8) + slot * get(row, 9), T), image * get(row, 5)
         lanes = pitch // groups
         for p in range(pixels):
             for g in range(groups):
@@ -188,11 +256,67 @@ def turn_few(T):
 def turn(T):
     """An NCHW image as pixels x channels in scratch memory."""
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         channels, pixels = get(row, 0), get(row, 1)
         x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
-        y = pointer(get(row, 5) + part * get(row, 6), T)
-        _transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+        y = pointer(get(row, 5) + slot * get(row, 6), T)
+        transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+
+    return kernel
+
+
+# --- weights: into the order in which a tile reads them, and back ------------------------------------------------
+
+
+def lay(T):
+    """image: group * taps + t. y[g, t, a, b] = weight[..., t], b along the lanes; 0 in lanes that are not there."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
+        y = pointer(get(row, 8), T)
+        at, to = image // taps * w_group + image % taps, image * terms * lanes
+        for a in range(terms):
+            for b in range(count):
+                put(y, to + a * lanes + b, get(w, at + a * w_term + b * w_lane))
+            for b in range(count, lanes):
+                put(y, to + a * lanes + b, 0.0)
+
+    return kernel
+
+
+GATHER = fields("channels x chunks x_chunk count lanes vectors high wide outer inner length y y_channel y_outer y_inner y_high y_wide")
+
+
+def gather(T):
+    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the output channels.
+
+    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors).
+    """
+    F = GATHER
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, chunks, x_chunk = pointer(get(row, F.x), T), get(row, F.chunks), get(row, F.x_chunk)
+        count, lanes, vectors, high, wide = get(row, F.count), get(row, F.lanes), get(row, F.vectors), get(row, F.high), get(row, F.wide)
+        outer, inner, length = get(row, F.outer), get(row, F.inner), get(row, F.length)
+        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, F.y), T), get(row, F.y_outer), get(row, F.y_inner), get(row, F.y_high), get(row, F.y_wide)
+        blocks, runs, channels = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, get(row, F.channels)
+        for channel in range(channels * share // shares, channels * (share + 1) // shares):
+            g, k = channel // count, channel % count
+            block = min(k // vectors, blocks - 1)
+            lane = k - min(block * vectors, lanes - vectors)
+            for a in range(outer):
+                for b in range(inner):
+                    at = (((g * blocks + block) * outer + a) * inner + b) * runs * high * wide * vectors + lane
+                    for h in range(high):
+                        to = channel * get(row, F.y_channel) + a * y_outer + b * y_inner + h * y_high
+                        for t in range(length):
+                            r = min(t // wide, runs - 1)
+                            j = at + ((r * high + h) * wide + t - min(r * wide, length - wide)) * vectors
+                            total = get(x, j)
+                            for c in range(1, chunks):
+                                total += get(x, j + c * x_chunk)
+                            put(y, to + t * y_wide, total)
 
     return kernel
 
@@ -209,23 +333,39 @@ def pixel_step(step: int, flops: float) -> int:
     return step if step == 1 or flops >= WORTH else 0
 
 
-def conv(R, C, V, W, STEP, T):
-    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step."""
-    N, LANES = R * C * V, V * W
+CONV = fields(
+    "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
+    "x x_slot x_image x_first w bias y y_slot y_image y_first oy ox "
+    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
+)  # fmt: skip
 
-    def kernel(row, image, part, share, shares):
-        outputs, limit, columns = get(row, 0), get(row, 1), get(row, 2)
-        taps_a, taps_b, terms = get(row, 3), get(row, 4), get(row, 5)
-        ta, tb, tc, iy, ix, oy, ox = get(row, 6), get(row, 7), get(row, 8), get(row, 9), get(row, 10), get(row, 11), get(row, 12)
-        groups, lanes, x_group, w_term, w_group = get(row, 13), get(row, 14), get(row, 15), get(row, 16), get(row, 17)
-        x = pointer(get(row, 18) + part * get(row, 19), T)
-        w, bias = pointer(get(row, 22), T), get(row, 23)
-        y = pointer(get(row, 24) + part * get(row, 25), T)
+
+def conv(R, C, V, W, STEP, T):
+    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step.
+
+    What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
+    a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
+    """
+    N, LANES, F = R * C * V, V * W, CONV
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, limit, columns = get(row, F.outputs), get(row, F.limit), get(row, F.columns)
+        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
+        iy, ix, oy, ox = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox)
+        groups, lanes, x_group, w_group, relus = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group), get(row, F.relu)
+        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
+        y, add_to, mask = place(row, F.y, image, slot, T), get(row, F.add), get(row, F.mask)
+        before, before_y, before_x = place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
+        passed, passed_y, passed_x = place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
         begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
-        xo, yo, rows = image * get(row, 20) + begin * get(row, 21), image * get(row, 26) + begin * get(row, 27), end - begin
+        first_block, last_block = 0, (lanes + LANES - 1) // LANES
+        if get(row, F.by_lanes) != 0:
+            begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
+        xo, yo, rows = begin * get(row, F.x_first), begin * get(row, F.y_first), end - begin
         for g in range(groups):
-            for o in range(0, lanes, LANES):
-                o = min(o, lanes - LANES)
+            for block in range(first_block, last_block):
+                o = min(block * LANES, lanes - LANES)
                 for i in range(0, rows, R):
                     i = min(i, rows - R)
                     for j in range(0, columns, C):
@@ -234,32 +374,94 @@ def conv(R, C, V, W, STEP, T):
                         p, q = xo + g * x_group + i * iy + j * ix, g * w_group + o
                         for a in range(taps_a):
                             for b in range(taps_b):
-                                at = p + a * ta + b * tb
+                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
                                 for c in range(terms):
                                     if STEP:
-                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, q, 1, 0, 1, 0, V, W))
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
                                     else:
-                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, q, 1, 0, 1, 0, V, W))
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
                                     at += tc
-                                    q += w_term
+                                    v += w_term
+                        lane = g * lanes + o
                         if bias != 0:
-                            acc = add(acc, loads(pointer(bias, T), g * lanes + o, 1, 0, 1, 0, V, W))
-                        stores(y, yo + i * oy + j * ox + g * lanes + o, R, oy, C, ox, V, W, acc)
+                            acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                        if add_to != 0:
+                            acc = add(acc, loads(before, (begin + i) * before_y + j * before_x + lane, R, before_y, C, before_x, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, (begin + i) * passed_y + j * passed_x + lane, R, passed_y, C, passed_x, V, W))
+                        stores(y, yo + i * oy + j * ox + lane, R, oy, C, ox, V, W, acc)
 
     return kernel
 
 
-def conv_dw(H, V, W, T):
-    """H places of a run times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
-    N, LANES = H * V, V * W
+def conv_pool(C, V, W, STEP, T):
+    """Convolution, bias, ReLU if asked for, and the maximum of 2 x 2 windows: 2 rows of 2 * C pixels at a time, of which only
+    C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
+    where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
+    """
+    N, LANES, PAIR, F = 4 * C * V, V * W, 2 * C, CONV
 
-    def kernel(row, image, part, share, shares):
-        height, columns, outer, inner, length = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
-        ta, tb, tj, iy, ix, gy, gx = get(row, 5), get(row, 6), get(row, 7), get(row, 8), get(row, 9), get(row, 10), get(row, 11)
-        groups, lanes, x_group = get(row, 12), get(row, 13), get(row, 14)
-        x, dy = pointer(get(row, 15) + part * get(row, 16), T), pointer(get(row, 18) + part * get(row, 19), T)
-        xo, go = image * get(row, 17), image * get(row, 20)
-        partial, block = pointer(get(row, 21) + part // shares * get(row, 22), T), get(row, 23)
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, columns = get(row, F.outputs), get(row, F.columns)
+        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
+        iy, ix, oy, ox, relus = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox), get(row, F.relu)
+        groups, lanes, x_group, w_group = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group)
+        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
+        y, asked = place(row, F.y, image, slot, T), get(row, F.winner)
+        winner = place(row, F.winner, image, slot, T)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        for g in range(groups):
+            for o in range(0, lanes, LANES):
+                o = min(o, lanes - LANES)
+                for i in range(begin, end):
+                    for j in range(0, columns, C):
+                        j = min(j, columns - C)
+                        acc = zeros(y, N, W)
+                        p, q = g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
+                        for a in range(taps_a):
+                            for b in range(taps_b):
+                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
+                                for c in range(terms):
+                                    if STEP:
+                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    else:
+                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    at += tc
+                                    v += w_term
+                        lane = g * lanes + o
+                        to = i * oy + j * ox + lane
+                        best = pooled(acc, C, V)
+                        # a sum and a maximum may be exchanged: rounding keeps the order
+                        out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            out = relu(out)
+                        stores(y, to, 1, 0, C, ox, V, W, out)
+                        if asked != 0:
+                            found = winners(acc, best, C, V)
+                            if relus != 0:
+                                found = if_positive(found, out, -1.0)
+                            stores(winner, to, 1, 0, C, ox, V, W, found)
+
+    return kernel
+
+
+DW = fields("height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block")
+
+
+def conv_dw(HIGH, WIDE, V, W, T):
+    """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
+    PLACES, N, LANES, F = HIGH * WIDE, HIGH * WIDE * V, V * W, DW
+
+    def kernel(row, image, slot, chunk, share, shares):
+        height, columns, outer, inner, length = get(row, F.height), get(row, F.columns), get(row, F.outer), get(row, F.inner), get(row, F.length)
+        ta, tb, tr, tj = get(row, F.ta), get(row, F.tb), get(row, F.tr), get(row, F.tj)
+        iy, ix, gy, gx = get(row, F.iy), get(row, F.ix), get(row, F.gy), get(row, F.gx)
+        groups, lanes, x_group, block = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.block)
+        x, dy = place(row, F.x, image, slot, T), place(row, F.dy, image, slot, T)
+        partial = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
         for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
             last, unit = min(first + block, height), 0
             for g in range(groups):
@@ -267,18 +469,19 @@ def conv_dw(H, V, W, T):
                     o = min(o, lanes - LANES)
                     for a in range(outer):
                         for b in range(inner):
-                            for t in range(0, length, H):
+                            for t in range(0, length, WIDE):
                                 if unit % shares == share:
-                                    at = xo + g * x_group + a * ta + b * tb + min(t, length - H) * tj
+                                    at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
                                     acc = zeros(partial, N, W)
                                     for i in range(first, last):
-                                        p, q = at + i * iy, go + i * gy + g * lanes + o
+                                        p, q = at + i * iy, i * gy + g * lanes + o
                                         for j in range(columns):
-                                            acc = outer_fma(acc, splats(x, p, 1, 0, H, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                            acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
                                             p += ix
                                             q += gx
                                     d = unit * N * W
-                                    stores(partial, d, 1, 0, H, LANES, V, W, add(acc, loads(partial, d, 1, 0, H, LANES, V, W)))
+                                    acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
+                                    stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
                                 unit += 1
 
     return kernel
@@ -303,35 +506,56 @@ def best_gemm(rows: int, lanes: int, terms: int, dtype) -> tuple[int, int, int]:
     return min(choices)[2:]
 
 
-def gemm(R, V, W, T):
-    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :], b's columns packed into a panel if that pays."""
-    N, LANES = R * V, V * W
+GEMM = fields(
+    "rows columns terms a a_slot a_image a_row a_term b b_slot b_image b_term b_column c c_slot c_image c_row "
+    "panel panel_slot turned row_shares bias relu mask mask_slot mask_image mask_row"
+)  # fmt: skip
 
-    def kernel(row, image, part, share, shares):
-        rows, columns, terms = get(row, 0), get(row, 1), get(row, 2)
-        a, a_row, a_term = pointer(get(row, 3), T), get(row, 5), get(row, 6)
-        b, b_term = pointer(get(row, 7), T), get(row, 9)
-        c, c_row = pointer(get(row, 10), T), get(row, 12)
-        panel, packed, row_shares = pointer(get(row, 13) + part * get(row, 14), T), get(row, 14), get(row, 15)
-        ao, bo, co = image * get(row, 4), image * get(row, 8), image * get(row, 11)
+
+def gemm(R, V, W, T):
+    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :].
+
+    b's columns are packed into a panel (unless its address is 0): where many rows share them, and where b is `turned`, so
+    that the numbers side by side in memory are the terms. Then bias, ReLU and ReLU's mask as in `conv`.
+    """
+    N, LANES, F = R * V, V * W, GEMM
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, F.rows), get(row, F.columns), get(row, F.terms)
+        a, a_row, a_term = place(row, F.a, image, slot, T), get(row, F.a_row), get(row, F.a_term)
+        b, b_term, b_column = place(row, F.b, image, slot, T), get(row, F.b_term), get(row, F.b_column)
+        c, c_row = place(row, F.c, image, slot, T), get(row, F.c_row)
+        packed, row_shares = get(row, F.panel), get(row, F.row_shares)
+        panel = pointer(packed + slot * get(row, F.panel_slot), T)
+        bias, relus, mask = get(row, F.bias), get(row, F.relu), get(row, F.mask)
+        passed, passed_row = place(row, F.mask, image, slot, T), get(row, F.mask_row)
         block_shares = shares // row_shares
         begin, end = rows * (share // block_shares) // row_shares, rows * (share // block_shares + 1) // row_shares
         blocks = (columns + LANES - 1) // LANES
         for block in range(share % block_shares, blocks, block_shares):
             o = min(block * LANES, columns - LANES)
-            w, start, step = b, bo + o, b_term
+            w, start, step = b, o, b_term
             if packed != 0:
-                for t in range(terms):
-                    stores(panel, t * LANES, 1, 0, 1, 0, V, W, loads(b, bo + o + t * b_term, 1, 0, 1, 0, V, W))
                 w, start, step = panel, 0, LANES
+                if get(row, F.turned) != 0:
+                    transpose(b, o * b_column, b_column, panel, 0, LANES, LANES, terms)
+                else:
+                    for t in range(terms):
+                        stores(panel, t * LANES, 1, 0, 1, 0, V, W, loads(b, o + t * b_term, 1, 0, 1, 0, V, W))
             for i in range(begin, end, R):
                 i = min(i, end - R)
-                acc, p, q = zeros(c, N, W), ao + i * a_row, start
+                acc, p, q = zeros(c, N, W), i * a_row, start
                 for t in range(terms):
                     acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(w, q, 1, 0, 1, 0, V, W))
                     p += a_term
                     q += step
-                stores(c, co + i * c_row + o, R, c_row, 1, 0, V, W, acc)
+                if bias != 0:
+                    acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                if relus != 0:
+                    acc = relu(acc)
+                if mask != 0:
+                    acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
+                stores(c, i * c_row + o, R, c_row, 1, 0, V, W, acc)
 
     return kernel
 
@@ -349,28 +573,32 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
     return min(choices)[2:]
 
 
-def dots(R, C, W, T):
-    """R x C dot products side by side: both factors lie along the terms, which fill the lanes."""
-    N = R * C
+DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
 
-    def kernel(row, image, part, share, shares):
-        rows, columns, terms = get(row, 0), get(row, 1), get(row, 2)
-        a, a_row = pointer(get(row, 3), T), get(row, 5)
-        b, b_row = pointer(get(row, 7), T), get(row, 8)
-        c, c_row = pointer(get(row, 10), T), get(row, 12)
-        ao, bo, co = image * get(row, 4), image * get(row, 9), image * get(row, 11)
-        high, row_shares = get(row, 13), get(row, 14)  # rows of a that stay in the second cache
+
+def dots(R, C, W, T):
+    """R x C dot products side by side: both factors lie along the terms, which fill the lanes. Then bias and ReLU."""
+    N, F = R * C, DOTS
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, F.rows), get(row, F.columns), get(row, F.terms)
+        a, a_row = place(row, F.a, image, slot, T), get(row, F.a_row)
+        b, b_row = place(row, F.b, image, slot, T), get(row, F.b_row)
+        c, c_row = place(row, F.c, image, slot, T), get(row, F.c_row)
+        high, row_shares = get(row, F.stay), get(row, F.row_shares)  # stay: rows of a that stay in the second cache
+        bias, relus = get(row, F.bias), get(row, F.relu)
         column_shares = shares // row_shares
         top, bottom = rows * (share // column_shares) // row_shares, rows * (share // column_shares + 1) // row_shares
-        left, right = columns * (share % column_shares) // column_shares, columns * (share % column_shares + 1) // column_shares
+        blocks = (columns + C - 1) // C  # shared by the tile; the last one is moved back, into a neighbour's if need be: equal numbers
+        left, right = blocks * (share % column_shares) // column_shares * C, blocks * (share % column_shares + 1) // column_shares * C
         whole = terms // W * W
         for first in range(top, bottom, high):
             last = min(first + high, bottom)
             for j in range(left, right, C):
-                j = min(j, right - C)
+                j = min(j, columns - C)
                 for i in range(first, last, R):
                     i = max(min(i, last - R), top)
-                    acc, p, q = zeros(c, N, W), ao + i * a_row, bo + j * b_row
+                    acc, p, q = zeros(c, N, W), i * a_row, j * b_row
                     for t in range(0, whole, W):
                         acc = outer_fma(acc, loads(a, p + t, R, a_row, 1, 0, 1, W), loads(b, q + t, C, b_row, 1, 0, 1, W))
                     totals = sums(acc)
@@ -379,7 +607,9 @@ def dots(R, C, W, T):
                             total = totals[r * C + s]
                             for t in range(whole, terms):
                                 total += get(a, p + r * a_row + t) * get(b, q + s * b_row + t)
-                            put(c, co + (i + r) * c_row + j + s, total)
+                            if bias != 0:
+                                total += get(pointer(bias, T), j + s)
+                            put(c, (i + r) * c_row + j + s, T(0) if relus != 0 and total < 0 else total)
 
     return kernel
 
@@ -391,7 +621,7 @@ def max_pool(KR, KC, SR, SC, T):
     """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
     becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
 
-    def kernel(row, plane, part, share, shares):
+    def kernel(row, plane, slot, chunk, share, shares):
         x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
         height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
         xo, yo = plane * height * width, plane * rows * columns

@@ -25,7 +25,7 @@ def play(factory, constants, out, *inputs):
 
 
 def copies(rows, columns, vectors, W, T):
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
         stores(y, 3, rows, 100, columns, 40, vectors, W, loads(x, 1, rows, 90, columns, 30, vectors, W))
 
@@ -47,7 +47,7 @@ def test_loads_and_stores_move_registers_between_places(rows, columns, vectors, 
 def outer(n, m, W, T):
     count = n * m  # computed outside: inside, only what numba folds itself is a constant
 
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
         acc = zeros(x, count, W)
         for t in range(5):
@@ -66,7 +66,7 @@ def test_outer_fma_adds_every_product(n, m, W, T, rng):
 
 
 def arithmetic(W, T):
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
         four, one = loads(x, 0, 1, 0, 1, 0, 4, W), loads(x, 64, 1, 0, 1, 0, 1, W)
         stores(y, 0, 1, 0, 1, 0, 4, W, add(four, one))
@@ -88,7 +88,7 @@ def test_add_takes_a_shorter_tile_again_and_sums_adds_lanes(W, T, rng):
 
 
 def turned(W, T):
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
         stores(y, 0, W, W, 1, 0, 1, W, transposed(loads(x, 0, W, W, 1, 0, 1, W)))
 
@@ -103,9 +103,9 @@ def test_a_square_of_registers_is_transposed(W, T):
 
 
 def shares_and_chunks(T):
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         y = pointer(get(row, 0), T)
-        put(y, image * 8 + share, get(y, image * 8 + share) + 1.0 + part * 0.0)
+        put(y, image * 8 + share, get(y, image * 8 + share) + 1.0 + slot * 0.0)
 
     return kernel
 
@@ -124,7 +124,7 @@ def test_scratch_memory_is_aligned_to_cache_lines():
 
 
 def wrong_count(T):
-    def kernel(row, image, part, share, shares):
+    def kernel(row, image, slot, chunk, share, shares):
         x = pointer(get(row, 0), T)
         acc = outer_fma(zeros(x, 5, 4), splats(x, 0, 1, 0, 2, 1, 4), loads(x, 0, 1, 0, 1, 0, 2, 4))
         stores(x, 0, 1, 0, 5, 4, 1, 4, acc)
