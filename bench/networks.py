@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import psutil
 
 from tinynet.bench import contestant, truth
 from tinynet.bench.contestant import ContestantProcess
@@ -86,6 +87,7 @@ class Run:
         return self.result
 
     def table(self, network: Network, kind: str, state, batches: dict[int, tuple[np.ndarray, np.ndarray]]) -> dict:
+        busy = psutil.cpu_percent(interval=0.5)  # nothing of ours runs now
         entrants = [Entrant(name, tuple(batches), self.logs / f"{name}.txt") for name in self.entrants(kind)]
         try:
             for entrant in entrants:
@@ -107,7 +109,7 @@ class Run:
             for entrant in entrants:
                 entrant.end()
         rows = [entrant.row for entrant in entrants]
-        return {"network": network.name, "title": network.title, "kind": kind, "sizes": list(batches), "rows": rows, "ratios": ratios(network.name, kind, rows)}
+        return {"network": network.name, "title": network.title, "kind": kind, "busy_percent": busy, "sizes": list(batches), "rows": rows, "ratios": ratios(network.name, kind, rows)}
 
 
 class Entrant:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 
 from tinynet.compare.report import seconds
 
+QUIET = 10.0  # percent of the machine
+
 
 def times(table: dict):
     """A row for each contestant, a column for each batch size."""
-    return _view(table, "median time of a call", lambda cell, size: seconds(cell["median_s"]))
+    return _view(table, "median time", lambda cell, size: seconds(cell["median_s"]))
 
 
 def growth(table: dict):
@@ -31,11 +33,14 @@ def _view(table: dict, what: str, text: Callable[[dict, int], str]):
 
 
 def lines(table: dict) -> Iterator[str]:
-    """The ratios, one a line, and every failure once; with rich's markup."""
+    """A warning if others were computing, the ratios, one a line, and every failure once; with rich's markup."""
     from rich.markup import escape
 
+    if table["busy_percent"] > QUIET:
+        # threads that spin while they wait, as OpenMP's do, lose a whole time slice to whoever else computes
+        yield f"[red]others used {table['busy_percent']:.0f} % of this machine when the table began:[/] its times say little, least of all of torch; measure again when it is idle"
     for entry in table["ratios"]:
-        yield f"{entry['contestant']}, {entry['size']} images: {_times(entry)}{_target(entry)}"
+        yield f"{entry['contestant']}, {entry['size']} image{'s' if entry['size'] > 1 else ''}: {_times(entry)}{_target(entry)}"
     for row in table["rows"]:
         reasons = {cell["reason"]: cell for cell in row["cells"].values() if cell["reason"]}
         for reason, cell in reasons.items():
@@ -53,7 +58,7 @@ def _target(entry: dict) -> str:
         return ""
     against = target["against"]
     other = "" if against["other"] == entry["other"] else f" against {against['other']}, {against['ratio']:.2f} x"
-    return f"; target {target['ratio']:g}{other}: {_met(target['met'])}, floor {target['floor']:.3g}: {_met(target['floor_met'])}"
+    return f"; target {target['ratio']:g}{other}: {_met(target['met'])}, floor {target['floor']:g}: {_met(target['floor_met'])}"
 
 
 def _met(met: bool) -> str:

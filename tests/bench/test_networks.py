@@ -78,7 +78,7 @@ def case(network: str, kind: str):
     return *two_images(network), truth.truth(NETWORKS[network], kind, *two_images(network))
 
 
-BUILDERS = ("tinynet-eager", "torch-eager", "tensorflow-graph", "keras-tensorflow", "jax", "onnxruntime")
+BUILDERS = ("tinynet-eager", "tinynet-compiled", "torch-eager", "tensorflow-graph", "keras-tensorflow", "jax", "onnxruntime")
 
 
 def kinds(name: str, network: str) -> tuple[str, ...]:
@@ -218,9 +218,10 @@ def test_ratios_of_times_that_are_made_up():
     assert strict["target"]["met"] and strict["target"]["floor_met"]
     assert one["ratio"] == pytest.approx(3.6) and one["target"]["against"]["ratio"] == 4.0 and one["target"]["met"]
     assert many["ratio"] == 1.0 and many["target"]["against"]["other"] == "onnxruntime" and many["target"]["against"]["ratio"] == 3.0
-    table = {"network": "keras", "title": "keras", "kind": "forward", "sizes": [1, 32], "rows": rows, "ratios": [strict, one, many]}
+    table = {"network": "keras", "title": "keras", "kind": "forward", "busy_percent": 50.0, "sizes": [1, 32], "rows": rows, "ratios": [strict, one, many]}
     shown = "\n".join(tables.lines(table))
-    assert "tinynet-compiled, 1 images: [bold]1.80 x[/] the best of the others (jax; 1.80 to 1.80 in the rounds); target 2 against torch-eager, 2.00 x: [green]met[/], floor 1.5: [green]met[/]" in shown
+    assert "tinynet-compiled, 1 image: [bold]1.80 x[/] the best of the others (jax; 1.80 to 1.80 in the rounds); target 2 against torch-eager, 2.00 x: [green]met[/], floor 1.5: [green]met[/]" in shown
+    assert shown.startswith("[red]others used 50 % of this machine")
     assert shown.count("broken \\[so]") == 2
 
 
