@@ -51,6 +51,11 @@ class Fusing:
         self.layouts: dict[int, str] = {}  # of images
         self.units: list[Unit] = []
         self.images = next((graph.shapes[v][0] for v in graph.outside if v in graph.batched and graph.shapes[v]), 0)
+        for call in reversed(graph.calls):  # what reads images says how their axes lie; ReLU and sums pass it on
+            layout = call.parameters.get("layout") or self.layouts.get(call.output, "NCHW")
+            for v in call.inputs[: 2 if call.op == "add" else 1]:
+                if v is not None and len(graph.shapes[v]) == 4:
+                    self.layouts.setdefault(v, layout)
         for call in graph.calls:
             self.check(call)
             getattr(self, call.op)(call)
@@ -176,8 +181,6 @@ class Fusing:
         before, after = self.graph.shapes[x], self.graph.shapes[call.output]
         if len(before) not in (2, 4) or after != (before[0], prod(before[1:])):
             raise Unsupported(call, f"only an image is made a row; this makes {after} of {before}")
-        if len(before) == 4 and x not in self.layouts:
-            self.layouts[x] = "NCHW"  # the order of the numbers is what counts, and it is kept
         self.start("flatten", call, x)
 
     flatten = reshape

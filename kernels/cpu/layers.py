@@ -25,13 +25,12 @@ BRING = fields("planes rows run x x_slot x_image x_plane x_row y y_slot y_image 
 
 def bring(T):
     """Runs of numbers that lie side by side, from one place to another: planes x rows of them."""
-    F = BRING
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, run = get(row, F.rows), get(row, F.run)
-        x, x_plane, x_row = place(row, F.x, image, slot, T), get(row, F.x_plane), get(row, F.x_row)
-        y, y_plane, y_row = place(row, F.y, image, slot, T), get(row, F.y_plane), get(row, F.y_row)
-        all_rows = get(row, F.planes) * rows
+        rows, run = get(row, BRING.rows), get(row, BRING.run)
+        x, x_plane, x_row = place(row, BRING.x, image, slot, T), get(row, BRING.x_plane), get(row, BRING.x_row)
+        y, y_plane, y_row = place(row, BRING.y, image, slot, T), get(row, BRING.y_plane), get(row, BRING.y_row)
+        all_rows = get(row, BRING.planes) * rows
         for r in range(all_rows * share // shares, all_rows * (share + 1) // shares):
             copy(x, r // rows * x_plane + r % rows * x_row, y, r // rows * y_plane + r % rows * y_row, run)
 
@@ -46,18 +45,17 @@ def turn(T):
 
     mask: where it is not > 0, y becomes 0.
     """
-    F = TURN
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, high, wide = get(row, F.rows), get(row, F.high), get(row, F.wide)
-        x, x_row, x_step = place(row, F.x, image, slot, T), get(row, F.x_row), get(row, F.x_step)
-        y, y_row, y_step = place(row, F.y, image, slot, T), get(row, F.y_row), get(row, F.y_step)
-        mask, passed = get(row, F.mask), place(row, F.mask, image, slot, T)
+        rows, high, wide = get(row, TURN.rows), get(row, TURN.high), get(row, TURN.wide)
+        x, x_row, x_step = place(row, TURN.x, image, slot, T), get(row, TURN.x_row), get(row, TURN.x_step)
+        y, y_row, y_step = place(row, TURN.y, image, slot, T), get(row, TURN.y_row), get(row, TURN.y_step)
+        mask, passed = get(row, TURN.mask), place(row, TURN.mask, image, slot, T)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             transpose(x, i * x_row, x_step, y, i * y_row, y_step, high, wide)
             if mask != 0:
                 for c in range(wide):
-                    at, by = i * y_row + c * y_step, i * get(row, F.mask_row) + c * get(row, F.mask_step)
+                    at, by = i * y_row + c * y_step, i * get(row, TURN.mask_row) + c * get(row, TURN.mask_step)
                     for r in range(high):
                         if not get(passed, by + r) > 0:
                             put(y, at + r, 0.0)
@@ -70,10 +68,9 @@ FILL = fields("count y y_slot y_image")
 
 def fill(T):
     """Zeros: where sums begin."""
-    F = FILL
 
     def kernel(row, image, slot, chunk, share, shares):
-        count, y = get(row, F.count), place(row, F.y, image, slot, T)
+        count, y = get(row, FILL.count), place(row, FILL.y, image, slot, T)
         for i in range(count * share // shares, count * (share + 1) // shares):
             put(y, i, 0.0)
 
@@ -85,15 +82,14 @@ PACK = fields("outer w_outer y_outer inner w_inner y_inner rows w_row columns y_
 
 def pack(T):
     """Weights in the order in which tiles read them: y[o, i, column, row] = w[o, i, row, column] for outer x inner matrices."""
-    F = PACK
 
     def kernel(row, image, slot, chunk, share, shares):
-        inner, rows, columns = get(row, F.inner), get(row, F.rows), get(row, F.columns)
-        w, y = pointer(get(row, F.w), T), pointer(get(row, F.y), T)
-        count = get(row, F.outer) * inner
+        inner, rows, columns = get(row, PACK.inner), get(row, PACK.rows), get(row, PACK.columns)
+        w, y = pointer(get(row, PACK.w), T), pointer(get(row, PACK.y), T)
+        count = get(row, PACK.outer) * inner
         for n in range(count * share // shares, count * (share + 1) // shares):
             o, i = n // inner, n % inner
-            transpose(w, o * get(row, F.w_outer) + i * get(row, F.w_inner), get(row, F.w_row), y, o * get(row, F.y_outer) + i * get(row, F.y_inner), get(row, F.y_step), rows, columns)
+            transpose(w, o * get(row, PACK.w_outer) + i * get(row, PACK.w_inner), get(row, PACK.w_row), y, o * get(row, PACK.y_outer) + i * get(row, PACK.y_inner), get(row, PACK.y_step), rows, columns)
 
     return kernel
 
@@ -103,15 +99,15 @@ def pack(T):
 
 def depthwise(R, C, V, W, STEP, T):
     """Each channel with a filter of its own: as tiles.conv, but lanes of x meet lanes of w, (taps, channels)."""
-    N, LANES, F = R * C * V, V * W, CONV
+    N, LANES = R * C * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        outputs, columns, lanes = get(row, F.outputs), get(row, F.columns), get(row, F.lanes)
-        taps_a, taps_b, ta, tb, wa, wb = get(row, F.taps_a), get(row, F.taps_b), get(row, F.ta), get(row, F.tb), get(row, F.wa), get(row, F.wb)
-        iy, ix, oy, ox = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox)
-        x, w, bias, y = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias), place(row, F.y, image, slot, T)
-        add_to, before, before_y, before_x = get(row, F.add), place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
-        mask, passed, passed_y, passed_x = get(row, F.mask), place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
+        outputs, columns, lanes = get(row, CONV.outputs), get(row, CONV.columns), get(row, CONV.lanes)
+        taps_a, taps_b, ta, tb, wa, wb = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.wa), get(row, CONV.wb)
+        iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
+        x, w, bias, y = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias), place(row, CONV.y, image, slot, T)
+        add_to, before, before_y, before_x = get(row, CONV.add), place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
+        mask, passed, passed_y, passed_x = get(row, CONV.mask), place(row, CONV.mask, image, slot, T), get(row, CONV.mask_y), get(row, CONV.mask_x)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
         for o in range(0, lanes, LANES):
             o = min(o, lanes - LANES)
@@ -131,7 +127,7 @@ def depthwise(R, C, V, W, STEP, T):
                         acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
                     if add_to != 0:
                         acc = add(acc, loads(before, i * before_y + j * before_x + o, R, before_y, C, before_x, V, W))
-                    if get(row, F.relu) != 0:
+                    if get(row, CONV.relu) != 0:
                         acc = relu(acc)
                     if mask != 0:
                         acc = kept(acc, loads(passed, i * passed_y + j * passed_x + o, R, passed_y, C, passed_x, V, W))
@@ -142,13 +138,13 @@ def depthwise(R, C, V, W, STEP, T):
 
 def depthwise_dw(WIDE, V, W, T):
     """The taps of a row times V * W channels: sums over an image's pixels, added to the chunk's (as tiles.conv_dw)."""
-    N, LANES, F = WIDE * V, V * W, DW
+    N, LANES = WIDE * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        height, columns, outer, length, lanes = get(row, F.height), get(row, F.columns), get(row, F.outer), get(row, F.length), get(row, F.lanes)
-        ta, tj, iy, ix, gy, gx = get(row, F.ta), get(row, F.tj), get(row, F.iy), get(row, F.ix), get(row, F.gy), get(row, F.gx)
-        x, dy = place(row, F.x, image, slot, T), place(row, F.dy, image, slot, T)
-        partial, unit = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T), 0
+        height, columns, outer, length, lanes = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.length), get(row, DW.lanes)
+        ta, tj, iy, ix, gy, gx = get(row, DW.ta), get(row, DW.tj), get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
+        x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
+        partial, unit = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T), 0
         for o in range(0, lanes, LANES):
             o = min(o, lanes - LANES)
             for a in range(outer):
@@ -192,14 +188,13 @@ def _counted(first, count, inside, size, after, average):
 
 def pool(W, T):
     """The maximum or the average of each window; channels in the lanes."""
-    F = POOL
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, lanes, average = get(row, F.rows), get(row, F.columns), get(row, F.lanes), get(row, F.average)
-        height, width, kr, kc = get(row, F.height), get(row, F.width), get(row, F.kr), get(row, F.kc)
-        sr, sc, dr, dc, top, left = get(row, F.sr), get(row, F.sc), get(row, F.dr), get(row, F.dc), get(row, F.top), get(row, F.left)
-        x, x_y, x_x = place(row, F.x, image, slot, T), get(row, F.x_y), get(row, F.x_x)
-        y, y_y, y_x = place(row, F.y, image, slot, T), get(row, F.y_y), get(row, F.y_x)
+        rows, columns, lanes, average = get(row, POOL.rows), get(row, POOL.columns), get(row, POOL.lanes), get(row, POOL.average)
+        height, width, kr, kc = get(row, POOL.height), get(row, POOL.width), get(row, POOL.kr), get(row, POOL.kc)
+        sr, sc, dr, dc, top, left = get(row, POOL.sr), get(row, POOL.sc), get(row, POOL.dr), get(row, POOL.dc), get(row, POOL.top), get(row, POOL.left)
+        x, x_y, x_x = place(row, POOL.x, image, slot, T), get(row, POOL.x_y), get(row, POOL.x_x)
+        y, y_y, y_x = place(row, POOL.y, image, slot, T), get(row, POOL.y_y), get(row, POOL.y_x)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             h = i * sr - top
             u0, u1 = _inside(h, dr, kr, height)
@@ -218,7 +213,7 @@ def pool(W, T):
                         for u in range(u0, u1):
                             for v in range(v0, v1):
                                 acc = add(acc, loads(x, (h + u * dr) * x_y + (l + v * dc) * x_x + o, 1, 0, 1, 0, 1, W))
-                        count = _counted(h, kr, u1 - u0, height, get(row, F.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, F.right), average)
+                        count = _counted(h, kr, u1 - u0, height, get(row, POOL.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, POOL.right), average)
                         acc = divide(acc, full(y, T(max(count, 1)), 1, W))
                     stores(y, i * y_y + j * y_x + o, 1, 0, 1, 0, 1, W, acc)
 
@@ -230,17 +225,16 @@ def pool_back(W, T):
 
     `add`: another gradient of the same images, from which to start. `mask`: x is ReLU's result, and this becomes its input's.
     """
-    F = POOL
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, lanes, average = get(row, F.rows), get(row, F.columns), get(row, F.lanes), get(row, F.average)
-        height, width, kr, kc = get(row, F.height), get(row, F.width), get(row, F.kr), get(row, F.kc)
-        sr, sc, dr, dc, top, left = get(row, F.sr), get(row, F.sc), get(row, F.dr), get(row, F.dc), get(row, F.top), get(row, F.left)
-        x, x_y, x_x = place(row, F.x, image, slot, T), get(row, F.x_y), get(row, F.x_x)
-        y, y_y, y_x = place(row, F.y, image, slot, T), get(row, F.y_y), get(row, F.y_x)
-        dy, dy_y, dy_x = place(row, F.dy, image, slot, T), get(row, F.dy_y), get(row, F.dy_x)
-        dx, dx_y, dx_x = place(row, F.dx, image, slot, T), get(row, F.dx_y), get(row, F.dx_x)
-        add_to, before, before_y, before_x = get(row, F.add), place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
+        rows, columns, lanes, average = get(row, POOL.rows), get(row, POOL.columns), get(row, POOL.lanes), get(row, POOL.average)
+        height, width, kr, kc = get(row, POOL.height), get(row, POOL.width), get(row, POOL.kr), get(row, POOL.kc)
+        sr, sc, dr, dc, top, left = get(row, POOL.sr), get(row, POOL.sc), get(row, POOL.dr), get(row, POOL.dc), get(row, POOL.top), get(row, POOL.left)
+        x, x_y, x_x = place(row, POOL.x, image, slot, T), get(row, POOL.x_y), get(row, POOL.x_x)
+        y, y_y, y_x = place(row, POOL.y, image, slot, T), get(row, POOL.y_y), get(row, POOL.y_x)
+        dy, dy_y, dy_x = place(row, POOL.dy, image, slot, T), get(row, POOL.dy_y), get(row, POOL.dy_x)
+        dx, dx_y, dx_x = place(row, POOL.dx, image, slot, T), get(row, POOL.dx_y), get(row, POOL.dx_x)
+        add_to, before, before_y, before_x = get(row, POOL.add), place(row, POOL.add, image, slot, T), get(row, POOL.add_y), get(row, POOL.add_x)
         blocks = lanes // W  # windows overlap, so threads share the channels
         for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             o = block * W
@@ -258,7 +252,7 @@ def pool_back(W, T):
                     v0, v1 = _inside(l, dc, kc, width)
                     rest = loads(dy, i * dy_y + j * dy_x + o, 1, 0, 1, 0, 1, W)
                     if average != 0:
-                        count = _counted(h, kr, u1 - u0, height, get(row, F.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, F.right), average)
+                        count = _counted(h, kr, u1 - u0, height, get(row, POOL.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, POOL.right), average)
                         rest = divide(rest, full(dx, T(max(count, 1)), 1, W))
                     best = loads(y, i * y_y + j * y_x + o, 1, 0, 1, 0, 1, W)
                     for u in range(u0, u1):
@@ -268,7 +262,7 @@ def pool_back(W, T):
                             if average == 0:
                                 hit, rest = first_hit(rest, loads(x, (h + u * dr) * x_y + (l + v * dc) * x_x + o, 1, 0, 1, 0, 1, W), best)
                             stores(dx, to, 1, 0, 1, 0, 1, W, add(hit, loads(dx, to, 1, 0, 1, 0, 1, W)))
-            if get(row, F.mask) != 0:
+            if get(row, POOL.mask) != 0:
                 for h in range(height):
                     for l in range(width):
                         to = h * dx_y + l * dx_x + o
@@ -283,14 +277,13 @@ SPREAD = fields("rows columns lanes dy dy_slot dy_image dy_y dy_x winner winner_
 def spread(W, T):
     """The gradient of tiles.conv_pool's convolution: each dy goes to the winner of its 2 x 2 window, the others get 0.
     The sum over the image's pixels, which is the bias' gradient, is taken on the way."""
-    F = SPREAD
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, lanes = get(row, F.rows), get(row, F.columns), get(row, F.lanes)
-        dy, dy_y, dy_x = place(row, F.dy, image, slot, T), get(row, F.dy_y), get(row, F.dy_x)
-        winner, winner_y, winner_x = place(row, F.winner, image, slot, T), get(row, F.winner_y), get(row, F.winner_x)
-        dz, dz_y, dz_x = place(row, F.dz, image, slot, T), get(row, F.dz_y), get(row, F.dz_x)
-        partial = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
+        rows, columns, lanes = get(row, SPREAD.rows), get(row, SPREAD.columns), get(row, SPREAD.lanes)
+        dy, dy_y, dy_x = place(row, SPREAD.dy, image, slot, T), get(row, SPREAD.dy_y), get(row, SPREAD.dy_x)
+        winner, winner_y, winner_x = place(row, SPREAD.winner, image, slot, T), get(row, SPREAD.winner_y), get(row, SPREAD.winner_x)
+        dz, dz_y, dz_x = place(row, SPREAD.dz, image, slot, T), get(row, SPREAD.dz_y), get(row, SPREAD.dz_x)
+        partial = pointer(get(row, SPREAD.sums) + chunk * get(row, SPREAD.sums_chunk), T)
         blocks = lanes // W
         for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             o, total = block * W, zeros(dz, 1, W)
@@ -313,12 +306,11 @@ def spread(W, T):
 
 def channel_sums(W, T):
     """The sum over an image's pixels of each channel, added to the chunk's: the bias' gradient."""
-    F = SPREAD
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, lanes = get(row, F.rows), get(row, F.columns), get(row, F.lanes)
-        dy, dy_y, dy_x = place(row, F.dy, image, slot, T), get(row, F.dy_y), get(row, F.dy_x)
-        partial = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
+        rows, columns, lanes = get(row, SPREAD.rows), get(row, SPREAD.columns), get(row, SPREAD.lanes)
+        dy, dy_y, dy_x = place(row, SPREAD.dy, image, slot, T), get(row, SPREAD.dy_y), get(row, SPREAD.dy_x)
+        partial = pointer(get(row, SPREAD.sums) + chunk * get(row, SPREAD.sums_chunk), T)
         blocks, whole = lanes // W, columns // 4 * 4
         for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             o, four, one = block * W, zeros(dy, 4, W), zeros(dy, 1, W)  # four sums: an addition takes four cycles
@@ -342,17 +334,16 @@ COMBINE = fields("rows columns lanes a a_slot a_image a_y a_x b b_slot b_image b
 
 def combine(T):
     """y = a + b (or a alone), then ReLU, then 0 where the mask is not > 0; each if its address or flag is there."""
-    F = COMBINE
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, lanes = get(row, F.rows), get(row, F.columns), get(row, F.lanes)
-        a, y = place(row, F.a, image, slot, T), place(row, F.y, image, slot, T)
-        adds, b = get(row, F.b), place(row, F.b, image, slot, T)
-        masks, mask, relus = get(row, F.mask), place(row, F.mask, image, slot, T), get(row, F.relu)
+        rows, columns, lanes = get(row, COMBINE.rows), get(row, COMBINE.columns), get(row, COMBINE.lanes)
+        a, y = place(row, COMBINE.a, image, slot, T), place(row, COMBINE.y, image, slot, T)
+        adds, b = get(row, COMBINE.b), place(row, COMBINE.b, image, slot, T)
+        masks, mask, relus = get(row, COMBINE.mask), place(row, COMBINE.mask, image, slot, T), get(row, COMBINE.relu)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             for j in range(columns):
-                p, q = i * get(row, F.a_y) + j * get(row, F.a_x), i * get(row, F.b_y) + j * get(row, F.b_x)
-                to, by = i * get(row, F.y_y) + j * get(row, F.y_x), i * get(row, F.mask_y) + j * get(row, F.mask_x)
+                p, q = i * get(row, COMBINE.a_y) + j * get(row, COMBINE.a_x), i * get(row, COMBINE.b_y) + j * get(row, COMBINE.b_x)
+                to, by = i * get(row, COMBINE.y_y) + j * get(row, COMBINE.y_x), i * get(row, COMBINE.mask_y) + j * get(row, COMBINE.mask_x)
                 for o in range(lanes):
                     value = get(a, p + o)
                     if adds != 0:
@@ -385,12 +376,11 @@ def _largest(x, count):
 
 def softmax(T):
     """y_j = e^(x_j - m) / sum of e^(x_i - m), m the largest."""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
-        count, x, y = get(row, F.count), place(row, F.x, image, slot, T), place(row, F.y, image, slot, T)
+        count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
         m, total = _largest(x, count), T(0)
         for j in range(count):
             e = np.exp(get(x, j) - m)
@@ -404,13 +394,12 @@ def softmax(T):
 
 def softmax_back(T):
     """dx_j = y_j (dy_j - sum of dy_i y_i)"""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
-        count, y = get(row, F.count), place(row, F.y, image, slot, T)
-        dy, dx, total = place(row, F.dy, image, slot, T), place(row, F.dx, image, slot, T), T(0)
+        count, y = get(row, ROWS.count), place(row, ROWS.y, image, slot, T)
+        dy, dx, total = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T), T(0)
         for j in range(count):
             total += get(dy, j) * get(y, j)
         for j in range(count):
@@ -421,12 +410,11 @@ def softmax_back(T):
 
 def log_softmax(T):
     """y_j = x_j - m - log(sum of e^(x_i - m)), m the largest."""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
-        count, x, y = get(row, F.count), place(row, F.x, image, slot, T), place(row, F.y, image, slot, T)
+        count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
         m, total = _largest(x, count), T(0)
         for j in range(count):
             total += np.exp(get(x, j) - m)
@@ -439,13 +427,12 @@ def log_softmax(T):
 
 def log_softmax_back(T):
     """dx_j = dy_j - e^(y_j) sum of dy_i"""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
-        count, y = get(row, F.count), place(row, F.y, image, slot, T)
-        dy, dx, total = place(row, F.dy, image, slot, T), place(row, F.dx, image, slot, T), T(0)
+        count, y = get(row, ROWS.count), place(row, ROWS.y, image, slot, T)
+        dy, dx, total = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T), T(0)
         for j in range(count):
             total += get(dy, j)
         for j in range(count):
@@ -455,10 +442,10 @@ def log_softmax_back(T):
 
 
 def log(T):
-    F = ROWS
+    """y_j = log(x_j)"""
 
     def kernel(row, image, slot, chunk, share, shares):
-        count, x, y = get(row, F.count), place(row, F.x, image, slot, T), place(row, F.y, image, slot, T)
+        count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
         for j in range(count * share // shares, count * (share + 1) // shares):
             put(y, j, np.log(get(x, j)))
 
@@ -467,11 +454,10 @@ def log(T):
 
 def log_back(T):
     """dx_j = dy_j / x_j"""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
-        count, x = get(row, F.count), place(row, F.x, image, slot, T)
-        dy, dx = place(row, F.dy, image, slot, T), place(row, F.dx, image, slot, T)
+        count, x = get(row, ROWS.count), place(row, ROWS.x, image, slot, T)
+        dy, dx = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T)
         for j in range(count * share // shares, count * (share + 1) // shares):
             put(dx, j, get(dy, j) / get(x, j))
 
@@ -480,18 +466,17 @@ def log_back(T):
 
 def nll_loss(T):
     """loss = -x[target]; dx = -scale at the target, else 0. A target that is no class raises the fault: then no weight may change."""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
-        count, x, dx, gradient = get(row, F.count), place(row, F.x, image, slot, T), place(row, F.dx, image, slot, T), get(row, F.dx)
-        scale = get(pointer(get(row, F.scale), T), 0)
-        target = get(place(row, F.target, image, slot, np.int64), 0)
+        count, x, dx, gradient = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.dx, image, slot, T), get(row, ROWS.dx)
+        scale = get(pointer(get(row, ROWS.scale), T), 0)
+        target = get(place(row, ROWS.target, image, slot, np.int64), 0)
         if target < 0 or target >= count:
-            put(pointer(get(row, F.fault), np.int64), 0, 1)
+            put(pointer(get(row, ROWS.fault), np.int64), 0, 1)
             return
-        put(place(row, F.loss, image, slot, T), 0, -get(x, target))
+        put(place(row, ROWS.loss, image, slot, T), 0, -get(x, target))
         if gradient != 0:
             for j in range(count):
                 put(dx, j, 0.0)
@@ -502,16 +487,15 @@ def nll_loss(T):
 
 def cross_entropy(T):
     """loss = -log softmax(x)[target]; dx = (softmax(x) - 1 at the target) * scale. The fault as in nll_loss."""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
-        count, x, dx, gradient = get(row, F.count), place(row, F.x, image, slot, T), place(row, F.dx, image, slot, T), get(row, F.dx)
-        scale = get(pointer(get(row, F.scale), T), 0)
-        target = get(place(row, F.target, image, slot, np.int64), 0)
+        count, x, dx, gradient = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.dx, image, slot, T), get(row, ROWS.dx)
+        scale = get(pointer(get(row, ROWS.scale), T), 0)
+        target = get(place(row, ROWS.target, image, slot, np.int64), 0)
         if target < 0 or target >= count:
-            put(pointer(get(row, F.fault), np.int64), 0, 1)
+            put(pointer(get(row, ROWS.fault), np.int64), 0, 1)
             return
         m, total = _largest(x, count), T(0)
         for j in range(count):
@@ -519,7 +503,7 @@ def cross_entropy(T):
             total += e
             if gradient != 0:
                 put(dx, j, e)
-        put(place(row, F.loss, image, slot, T), 0, np.log(total) - (get(x, target) - m))
+        put(place(row, ROWS.loss, image, slot, T), 0, np.log(total) - (get(x, target) - m))
         if gradient != 0:
             for j in range(count):
                 put(dx, j, get(dx, j) / total * scale)
@@ -530,15 +514,14 @@ def cross_entropy(T):
 
 def total(T):
     """The sum of `count` numbers, each `y_image` bytes after the one before, times `scale`: the loss of a batch."""
-    F = ROWS
 
     def kernel(row, image, slot, chunk, share, shares):
         if share != 0:
             return
         found = T(0)
-        for n in range(get(row, F.count)):
-            found += get(pointer(get(row, F.loss) + n * get(row, F.loss_image), T), 0)
-        put(pointer(get(row, F.y), T), 0, found * get(pointer(get(row, F.scale), T), 0))
+        for n in range(get(row, ROWS.count)):
+            found += get(pointer(get(row, ROWS.loss) + n * get(row, ROWS.loss_image), T), 0)
+        put(pointer(get(row, ROWS.y), T), 0, found * get(pointer(get(row, ROWS.scale), T), 0))
 
     return kernel
 
@@ -546,15 +529,14 @@ def total(T):
 def row_sums(T):
     """The sum of `images` rows, each dy_row numbers after the one before: the gradient of a dense layer's bias from its dy,
     and of a convolution's from the chunks' sums."""
-    F = FEATURES
 
     def kernel(row, image, slot, chunk, share, shares):
-        count, images, dy, y = get(row, F.count), get(row, F.images), pointer(get(row, F.dy), T), pointer(get(row, F.y), T)
+        count, images, dy, y = get(row, FEATURES.count), get(row, FEATURES.images), pointer(get(row, FEATURES.dy), T), pointer(get(row, FEATURES.y), T)
         begin, end = count * share // shares, count * (share + 1) // shares
         for j in range(begin, end):
             put(y, j, get(dy, j))
         for n in range(1, images):
-            at = n * get(row, F.dy_row)
+            at = n * get(row, FEATURES.dy_row)
             for j in range(begin, end):
                 put(y, j, get(y, j) + get(dy, at + j))
 
@@ -571,13 +553,12 @@ def sgd(T):
 
     hyper: lr, decay, momentum, nesterov. first: v, where there is a momentum.
     """
-    F = UPDATE
 
     def kernel(row, image, slot, chunk, share, shares):
-        if get(pointer(get(row, F.fault), np.int64), 0) != 0:
+        if get(pointer(get(row, UPDATE.fault), np.int64), 0) != 0:
             return
-        count, w, g, v = get(row, F.count), pointer(get(row, F.w), T), pointer(get(row, F.g), T), pointer(get(row, F.first), T)
-        hyper = pointer(get(row, F.hyper), np.float64)
+        count, w, g, v = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.first), T)
+        hyper = pointer(get(row, UPDATE.hyper), np.float64)
         lr, decay, momentum, nesterov = T(get(hyper, 0)), T(get(hyper, 1)), T(get(hyper, 2)), get(hyper, 3)
         begin, end = count * share // shares, count * (share + 1) // shares
         if momentum == 0:
@@ -599,13 +580,12 @@ def adam(T):
 
     hyper: lr / c1, c2, b1, b2, eps, what g gets of w (Adam), what w keeps (AdamW), 1 - b1, 1 - b2. first: m, second: s.
     """
-    F = UPDATE
 
     def kernel(row, image, slot, chunk, share, shares):
-        if get(pointer(get(row, F.fault), np.int64), 0) != 0:
+        if get(pointer(get(row, UPDATE.fault), np.int64), 0) != 0:
             return
-        count, w, g, m, s = get(row, F.count), pointer(get(row, F.w), T), pointer(get(row, F.g), T), pointer(get(row, F.first), T), pointer(get(row, F.second), T)
-        hyper = pointer(get(row, F.hyper), np.float64)
+        count, w, g, m, s = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.first), T), pointer(get(row, UPDATE.second), T)
+        hyper = pointer(get(row, UPDATE.hyper), np.float64)
         lr, c2, b1, b2, eps = T(get(hyper, 0)), T(get(hyper, 1)), T(get(hyper, 2)), T(get(hyper, 3)), T(get(hyper, 4))
         decay, keeps, new1, new2 = T(get(hyper, 5)), T(get(hyper, 6)), T(get(hyper, 7)), T(get(hyper, 8))
         for i in range(count * share // shares, count * (share + 1) // shares):

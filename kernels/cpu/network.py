@@ -34,6 +34,7 @@ from tinynet.kernels.graph import Graph
 
 SMALL = 256 << 10  # bytes of a dense layer's weights that stay in the cache, image after image
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, but 4, where one is large
+WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 WORTH_SHARING = 20_000  # operations of a kernel on one image that are worth a thread's waking
 
 
@@ -371,7 +372,7 @@ class Network:
                 numbers.update(bias=At(bias, alone=True))
             if other is not None:
                 numbers.update(add=other.at(), add_y=other.y, add_x=other.x)
-            step = stride[1] * x.x
+            step = tiles.pixel_step(stride[1] * x.x, flops, WORTH_A_KERNEL)
             if depthwise:
                 numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
                 return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
@@ -506,7 +507,7 @@ class Network:
         flops = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
 
         def build():
-            found = []
+            found, step = [], tiles.pixel_step(dz.x, flops, WORTH_A_KERNEL)
             for phase, many, u, su, mu, offset, back in down:
                 for side, wide, v, sv, mv, shift, aside in across:
                     tap = lanes if depthwise else terms * lanes
@@ -521,10 +522,10 @@ class Network:
                     if mask is not None:
                         numbers.update(mask=mask.at(phase, side), mask_y=stride[0] * mask.y, mask_x=stride[1] * mask.x)
                     if depthwise:
-                        found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), dz.x), tiles.CONV, numbers))
+                        found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
                     else:
                         tile = tiles.best(max(many // self.shares(flops), 1), wide, lanes, terms * mu * mv, max(mu * mv, 1), self.T)
-                        found.append((self.kernel(tiles.conv, *tile, dz.x), tiles.CONV, numbers))
+                        found.append((self.kernel(tiles.conv, *tile, step), tiles.CONV, numbers))
             return found
 
         self.step("gradient of the images", build, [dz, dx, before, mask and mask.memory], flops)
@@ -817,7 +818,7 @@ class Network:
                 schedule = (1, 1, 0)
                 joins = step.with_before and id(step) not in breaks
             else:
-                schedule = (self.images, self.images if self.few else self.chunks, self.shares(step.flops))
+                schedule = (self.images, self.chunks, self.shares(step.flops))
                 joins = schedule[2] == 1  # shares of one kernel must all be done before the next reads what they wrote
             if joins and found and found[-1][1:] == schedule:
                 found[-1][0].append(step)

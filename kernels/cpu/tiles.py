@@ -293,14 +293,13 @@ def gather(T):
 
     A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors).
     """
-    F = GATHER
 
     def kernel(row, image, slot, chunk, share, shares):
-        x, chunks, x_chunk = pointer(get(row, F.x), T), get(row, F.chunks), get(row, F.x_chunk)
-        count, lanes, vectors, high, wide = get(row, F.count), get(row, F.lanes), get(row, F.vectors), get(row, F.high), get(row, F.wide)
-        outer, inner, length = get(row, F.outer), get(row, F.inner), get(row, F.length)
-        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, F.y), T), get(row, F.y_outer), get(row, F.y_inner), get(row, F.y_high), get(row, F.y_wide)
-        blocks, runs, channels = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, get(row, F.channels)
+        x, chunks, x_chunk = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk)
+        count, lanes, vectors, high, wide = get(row, GATHER.count), get(row, GATHER.lanes), get(row, GATHER.vectors), get(row, GATHER.high), get(row, GATHER.wide)
+        outer, inner, length = get(row, GATHER.outer), get(row, GATHER.inner), get(row, GATHER.length)
+        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_outer), get(row, GATHER.y_inner), get(row, GATHER.y_high), get(row, GATHER.y_wide)
+        blocks, runs, channels = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, get(row, GATHER.channels)
         for channel in range(channels * share // shares, channels * (share + 1) // shares):
             g, k = channel // count, channel % count
             block = min(k // vectors, blocks - 1)
@@ -309,7 +308,7 @@ def gather(T):
                 for b in range(inner):
                     at = (((g * blocks + block) * outer + a) * inner + b) * runs * high * wide * vectors + lane
                     for h in range(high):
-                        to = channel * get(row, F.y_channel) + a * y_outer + b * y_inner + h * y_high
+                        to = channel * get(row, GATHER.y_channel) + a * y_outer + b * y_inner + h * y_high
                         for t in range(length):
                             r = min(t // wide, runs - 1)
                             j = at + ((r * high + h) * wide + t - min(r * wide, length - wide)) * vectors
@@ -324,13 +323,13 @@ def gather(T):
 # --- sums -----------------------------------------------------------------------------------------------------
 
 
-WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in a third of a second, once
+WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in half a second, once
 
 
-def pixel_step(step: int, flops: float) -> int:
+def pixel_step(step: int, flops: float, worth: float = WORTH) -> int:
     """The step between pixels as a constant of the kernel: then a tile's places are one address and constants, where else each
     takes a register and there are too few. 1, as in NCHW, always; others in calls that are worth it; else 0, not constant."""
-    return step if step == 1 or flops >= WORTH else 0
+    return step if step == 1 or flops >= worth else 0
 
 
 CONV = fields(
@@ -346,23 +345,23 @@ def conv(R, C, V, W, STEP, T):
     What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
     a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
     """
-    N, LANES, F = R * C * V, V * W, CONV
+    N, LANES = R * C * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        outputs, limit, columns = get(row, F.outputs), get(row, F.limit), get(row, F.columns)
-        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
-        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
-        iy, ix, oy, ox = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox)
-        groups, lanes, x_group, w_group, relus = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group), get(row, F.relu)
-        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
-        y, add_to, mask = place(row, F.y, image, slot, T), get(row, F.add), get(row, F.mask)
-        before, before_y, before_x = place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
-        passed, passed_y, passed_x = place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
+        outputs, limit, columns = get(row, CONV.outputs), get(row, CONV.limit), get(row, CONV.columns)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
+        groups, lanes, x_group, w_group, relus = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group), get(row, CONV.relu)
+        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, add_to, mask = place(row, CONV.y, image, slot, T), get(row, CONV.add), get(row, CONV.mask)
+        before, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
+        passed, passed_y, passed_x = place(row, CONV.mask, image, slot, T), get(row, CONV.mask_y), get(row, CONV.mask_x)
         begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
         first_block, last_block = 0, (lanes + LANES - 1) // LANES
-        if get(row, F.by_lanes) != 0:
+        if get(row, CONV.by_lanes) != 0:
             begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
-        xo, yo, rows = begin * get(row, F.x_first), begin * get(row, F.y_first), end - begin
+        xo, yo, rows = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first), end - begin
         for g in range(groups):
             for block in range(first_block, last_block):
                 o = min(block * LANES, lanes - LANES)
@@ -401,17 +400,17 @@ def conv_pool(C, V, W, STEP, T):
     C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
     where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
     """
-    N, LANES, PAIR, F = 4 * C * V, V * W, 2 * C, CONV
+    N, LANES, PAIR = 4 * C * V, V * W, 2 * C
 
     def kernel(row, image, slot, chunk, share, shares):
-        outputs, columns = get(row, F.outputs), get(row, F.columns)
-        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
-        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
-        iy, ix, oy, ox, relus = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox), get(row, F.relu)
-        groups, lanes, x_group, w_group = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group)
-        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
-        y, asked = place(row, F.y, image, slot, T), get(row, F.winner)
-        winner = place(row, F.winner, image, slot, T)
+        outputs, columns = get(row, CONV.outputs), get(row, CONV.columns)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox, relus = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox), get(row, CONV.relu)
+        groups, lanes, x_group, w_group = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group)
+        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, asked = place(row, CONV.y, image, slot, T), get(row, CONV.winner)
+        winner = place(row, CONV.winner, image, slot, T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
         for g in range(groups):
             for o in range(0, lanes, LANES):
@@ -453,15 +452,15 @@ DW = fields("height columns outer inner length ta tb tr tj iy ix gy gx groups la
 
 def conv_dw(HIGH, WIDE, V, W, T):
     """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
-    PLACES, N, LANES, F = HIGH * WIDE, HIGH * WIDE * V, V * W, DW
+    PLACES, N, LANES = HIGH * WIDE, HIGH * WIDE * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        height, columns, outer, inner, length = get(row, F.height), get(row, F.columns), get(row, F.outer), get(row, F.inner), get(row, F.length)
-        ta, tb, tr, tj = get(row, F.ta), get(row, F.tb), get(row, F.tr), get(row, F.tj)
-        iy, ix, gy, gx = get(row, F.iy), get(row, F.ix), get(row, F.gy), get(row, F.gx)
-        groups, lanes, x_group, block = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.block)
-        x, dy = place(row, F.x, image, slot, T), place(row, F.dy, image, slot, T)
-        partial = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
+        height, columns, outer, inner, length = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.inner), get(row, DW.length)
+        ta, tb, tr, tj = get(row, DW.ta), get(row, DW.tb), get(row, DW.tr), get(row, DW.tj)
+        iy, ix, gy, gx = get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
+        groups, lanes, x_group, block = get(row, DW.groups), get(row, DW.lanes), get(row, DW.x_group), get(row, DW.block)
+        x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
+        partial = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T)
         for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
             last, unit = min(first + block, height), 0
             for g in range(groups):
@@ -518,17 +517,17 @@ def gemm(R, V, W, T):
     b's columns are packed into a panel (unless its address is 0): where many rows share them, and where b is `turned`, so
     that the numbers side by side in memory are the terms. Then bias, ReLU and ReLU's mask as in `conv`.
     """
-    N, LANES, F = R * V, V * W, GEMM
+    N, LANES = R * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, terms = get(row, F.rows), get(row, F.columns), get(row, F.terms)
-        a, a_row, a_term = place(row, F.a, image, slot, T), get(row, F.a_row), get(row, F.a_term)
-        b, b_term, b_column = place(row, F.b, image, slot, T), get(row, F.b_term), get(row, F.b_column)
-        c, c_row = place(row, F.c, image, slot, T), get(row, F.c_row)
-        packed, row_shares = get(row, F.panel), get(row, F.row_shares)
-        panel = pointer(packed + slot * get(row, F.panel_slot), T)
-        bias, relus, mask = get(row, F.bias), get(row, F.relu), get(row, F.mask)
-        passed, passed_row = place(row, F.mask, image, slot, T), get(row, F.mask_row)
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row, a_term = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row), get(row, GEMM.a_term)
+        b, b_term, b_column = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term), get(row, GEMM.b_column)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        packed, row_shares = get(row, GEMM.panel), get(row, GEMM.row_shares)
+        panel = pointer(packed + slot * get(row, GEMM.panel_slot), T)
+        bias, relus, mask = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask)
+        passed, passed_row = place(row, GEMM.mask, image, slot, T), get(row, GEMM.mask_row)
         block_shares = shares // row_shares
         begin, end = rows * (share // block_shares) // row_shares, rows * (share // block_shares + 1) // row_shares
         blocks = (columns + LANES - 1) // LANES
@@ -537,7 +536,7 @@ def gemm(R, V, W, T):
             w, start, step = b, o, b_term
             if packed != 0:
                 w, start, step = panel, 0, LANES
-                if get(row, F.turned) != 0:
+                if get(row, GEMM.turned) != 0:
                     transpose(b, o * b_column, b_column, panel, 0, LANES, LANES, terms)
                 else:
                     for t in range(terms):
@@ -578,15 +577,15 @@ DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row 
 
 def dots(R, C, W, T):
     """R x C dot products side by side: both factors lie along the terms, which fill the lanes. Then bias and ReLU."""
-    N, F = R * C, DOTS
+    N = R * C
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, terms = get(row, F.rows), get(row, F.columns), get(row, F.terms)
-        a, a_row = place(row, F.a, image, slot, T), get(row, F.a_row)
-        b, b_row = place(row, F.b, image, slot, T), get(row, F.b_row)
-        c, c_row = place(row, F.c, image, slot, T), get(row, F.c_row)
-        high, row_shares = get(row, F.stay), get(row, F.row_shares)  # stay: rows of a that stay in the second cache
-        bias, relus = get(row, F.bias), get(row, F.relu)
+        rows, columns, terms = get(row, DOTS.rows), get(row, DOTS.columns), get(row, DOTS.terms)
+        a, a_row = place(row, DOTS.a, image, slot, T), get(row, DOTS.a_row)
+        b, b_row = place(row, DOTS.b, image, slot, T), get(row, DOTS.b_row)
+        c, c_row = place(row, DOTS.c, image, slot, T), get(row, DOTS.c_row)
+        high, row_shares = get(row, DOTS.stay), get(row, DOTS.row_shares)  # stay: rows of a that stay in the second cache
+        bias, relus = get(row, DOTS.bias), get(row, DOTS.relu)
         column_shares = shares // row_shares
         top, bottom = rows * (share // column_shares) // row_shares, rows * (share // column_shares + 1) // row_shares
         blocks = (columns + C - 1) // C  # shared by the tile; the last one is moved back, into a neighbour's if need be: equal numbers
