@@ -113,6 +113,7 @@ class Network:
         self.rows: dict = {}  # value -> memory of a row
         self.gradients: dict[int, Buffer] = {}  # value -> buffer of its gradient so far
         self.weight_gradients: dict[int, Memory] = {}
+        self.stepped: dict[int, tuple] = {}  # weights whose gradient is used at once, and kept nowhere: what it is computed from
         self.fault = self.memory(Memory(8, "fault"))
         self.scale = self.memory(Memory(16, "scale"))
         self.scaled = 1.0  # what a loss is multiplied by
@@ -714,9 +715,16 @@ class Network:
 
             self.step("gradient of the bias", build, [dy], once=True, into=self.finish, with_before=True)
         if self.needs.get(unit.weight):
-            gradient = self.weight_gradient(unit.weight)
-            numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c=At(gradient), c_row=t)
-            self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
+            numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c_row=t)
+            tile = tiles.best_gemm(k, t, n, self.T, True)
+            if self.graph.updates.get(unit.weight) == "sgd" and tile and tile[0] * tile[1] >= 8:
+                self.stepped[unit.weight] = (x, dy, n, k, t)
+                numbers.update(c=At(Outside(unit.weight)), hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
+                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", tile)
+            else:
+                gradient = self.weight_gradient(unit.weight)
+                numbers.update(c=At(gradient))
+                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
         if self.needs.get(unit.x):
             mask, dx = self.mask(unit.x), self.joined(unit.x)
             if once:
@@ -900,6 +908,19 @@ class Network:
         if self.training:
             arena.hyper, arena.numbers = arena.view(self.hyper, np.float64, (len(self.graph.updates), HYPER)), None
         return arena
+
+    def gradient(self, arena: Arena, value: int) -> np.ndarray:
+        """The gradient of a parameter that the program last computed; of one that was used at once, computed again."""
+        if value not in self.stepped:
+            return arena.copied(self.weight_gradients[value], self.T, self.graph.shapes[value])
+        x, dy, n, k, t = self.stepped[value]
+
+        def rows(memory, count):
+            if isinstance(memory, Outside):
+                return arena.bound[memory.key]
+            return np.stack([arena.memory[memory.offset + i * memory.image :][: count * self.item].view(self.T) for i in range(n)])
+
+        return rows(dy, k).T @ rows(x, t)
 
     def play(self, arena: Arena, program: int = 0) -> None:
         play(arena.addresses[program], self.slots)

@@ -255,6 +255,23 @@ def test_gradients_of_a_step_are_there_when_asked_for():
         np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_of_a_step_that_was_taken_at_once_are_computed_when_asked_for():
+    """A dense layer's gradient is as large as the layer: SGD uses it tile by tile, and keeps none."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 32)).astype(np.float32), rng.integers(0, 8, 5)
+    models = [Sequential(Linear(32, 64), ReLU(), Linear(64, 8)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    steps = [training(m, optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1)) for m in models]
+    steps[1] = tinynet.compile(steps[1])
+    for _ in range(3):
+        for step in steps:
+            step(x, y)
+    assert "step of SGD" in steps[1].explain()
+    for p, q in zip(*(m.parameters() for m in models)):
+        np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(q.data, p.data, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_add_up_without_zero_grad():
     model = classifier()
 
@@ -458,6 +475,8 @@ def test_what_can_not_be_replayed_runs_as_always_and_says_why():
     assert "reads the values" in reason(lambda x: F.relu(x) if F.relu(x).numpy().max() > 0 else x, x)
     assert "makes for itself" in reason(lambda x: F.conv2d(x, np.ones((4, 3, 3, 3), np.float32)), x)
     assert "number for an input" in reason(lambda x: F.conv2d(x, weight) * 2.0, x)
+    shared = Conv2d(3, 3, 3, padding=1)
+    assert "another layer's too" in reason(lambda x: shared(F.relu(shared(x))), x)
     with tinynet.use(conv2d="reference"):
         assert "chosen by hand" in reason(lambda x: F.conv2d(x, weight), x)
 
