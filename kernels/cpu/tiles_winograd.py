@@ -137,3 +137,45 @@ def winograd(M, R, V, W, X, POOL, T):
                                 stores(y, h * oy + g * ox + lane, M, oy, M, ox, 1, W, acc)
 
     return kernel
+
+
+DW = fields("rows columns block channels lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk")
+
+
+def winograd_dw(M, R, V, W, X, T):
+    SIDE, LANES, F = M + 2, V * W, DW
+    MATRICES = SIDE * SIDE
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, block = get(row, F.rows), get(row, F.columns), get(row, F.block)
+        channels, lanes = get(row, F.channels), get(row, F.lanes)
+        x, iy, ix = place(row, F.x, image, slot, T), get(row, F.iy), get(row, F.ix)
+        dy, gy, gx = place(row, F.dy, image, slot, T), get(row, F.gy), get(row, F.gx)
+        v_pitch, m_pitch = get(row, F.v_pitch), get(row, F.m_pitch)
+        v = pointer(get(row, F.work) + slot * get(row, F.work_slot), T)
+        m = MATRICES * v_pitch
+        sums = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
+        down, across = (rows + M - 1) // M, (columns + M - 1) // M
+        for top in range(0, down, block):
+            high = min(block, down - top)
+            tiles = high * across
+            for i in range(high):
+                for j in range(across):
+                    t, h, g = i * across + j, (top + i) * M, j * M
+                    for c in range(0, channels, X):
+                        c = min(c, channels - X)
+                        stores(v, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_x(loads(x, h * iy + g * ix + c, SIDE, iy, SIDE, ix, 1, X), M))
+                    for o in range(0, lanes, W):
+                        stores(v, m + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_dy(loads(dy, h * gy + g * gx + o, M, gy, M, gx, 1, W), M))
+            for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
+                for c in range(0, channels, R):
+                    for o in range(0, lanes, LANES):
+                        at = (k * channels + c) * lanes + o
+                        acc, p, q = loads(sums, at, R, lanes, 1, 0, V, W), k * v_pitch + c, m + k * m_pitch + o
+                        for t in range(tiles):
+                            acc = outer_fma(acc, splats(v, p, R, 1, 1, 0, W), loads(v, q, 1, 0, 1, 0, V, W))
+                            p += channels
+                            q += lanes
+                        stores(sums, at, R, lanes, 1, 0, V, W, acc)
+
+    return kernel
