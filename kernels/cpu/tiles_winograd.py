@@ -1,59 +1,163 @@
-"""Winograd's convolution: fewer multiplications for 3 x 3 kernels of stride 1."""
+"""Winograd's convolution: 3 x 3 kernels of stride 1 with 2.25 or 4 times fewer multiplications.
+
+M outputs in a row of a 3-tap filter g over M + 2 numbers d can be had with M + 2 multiplications instead of 3 * M: both
+are polynomials, and their product is known from its values at M + 2 points (here 0, 1, -1, 2, -2 and infinity for
+M = 4). Evaluating and interpolating are small constant matrices, so for a tile of M x M outputs
+
+    y = A^T [ (G g G^T) * (B^T d B) ] A               forward; and the images' gradient, with turned weights
+    dg = G^T [ (B^T d B) * (A dy A^T) ] G             the weights' gradient: the transposed algorithm
+
+The sum over channels is taken between the brackets, where * is elementwise: so it is (M + 2)^2 matrix products, tiles
+x channels by channels x lanes, which run at the processor's peak. The transforms are additions for the most part, and cost
+a third of that where there are 32 channels, and less where there are more. Matrices: A. Lavin, S. Gray, "Fast Algorithms
+for Convolutional Neural Networks", arXiv:1509.09308, 2015; for M = 2 and 4, with 2.25 and 4 times fewer multiplications.
+
+The price is accuracy: B^T d B subtracts neighbours, and A^T weighs what is left by up to 64, so an output has errors of the
+size of its neighbours' terms. Measured on reals, M = 4 loses 2 to 3 bits to a direct sum, M = 2 half a bit;
+conv2d_winograd.py derives what can be promised. A NaN or an infinity spreads over its whole tile.
+
+Kernels here read and write NHWC images whose channels are `lanes`: a multiple of 8, or 4, those that are not there 0. The
+last tile of a row or column is moved back until it fits, so a reader meets no pixel beyond the windows of its outputs; only
+`winograd_dw`, which adds up, lets its tiles hang over, and asks for zeros there.
+
+Next on the walk: conv2d_winograd.py, the kernels as variants of convolution.
+"""
 
 from __future__ import annotations
 
-from tinynet.kernels.cpu.program import fields
-from tinynet.kernels.cpu.simd import add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
-from tinynet.kernels.cpu.tiles import _transpose, place
+from functools import lru_cache
+from math import ceil
+
+import numpy as np
+
+from tinynet.kernels.cpu.program import LINE, fields, lines
+from tinynet.kernels.cpu.simd import TARGET, add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
+from tinynet.kernels.cpu.tiles import LEAST_LANES, _copy, _transpose, _zero, place, widths
 
 B = {
     2: ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1)),
     4: ((4, 0, 0, 0, 0, 0), (0, -4, 4, -2, 2, 4), (-5, -4, -4, -1, -1, 0), (0, 1, -1, 2, -2, -5), (1, 1, 1, 1, 1, 0), (0, 0, 0, 0, 0, 1)),
-}
+}  # fmt: skip
 G = {
     2: ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
     4: ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
-}
+}  # fmt: skip
 A = {
     2: ((1, 0), (1, 1), (1, -1), (0, -1)),
     4: ((1, 0, 0, 0), (1, 1, 1, 1), (1, -1, 1, -1), (1, 2, 4, 8), (1, -2, 4, -8), (0, 0, 0, 1)),
-}
+}  # fmt: skip
 
 
 def _turned(matrices: dict) -> dict:
     return {m: tuple(zip(*matrix)) for m, matrix in matrices.items()}
 
 
-of_x, of_dy, of_weights = congruence(_turned(B)), congruence(A), congruence(G)
-to_y, to_dweights = congruence(_turned(A)), congruence(_turned(G))
+# Of a tile's registers and M: B^T d B, A dy A^T, G g G^T; and A^T m A, G^T dm G.
+of_images, of_gradients, of_weights = congruence(_turned(B)), congruence(A), congruence(G)
+to_outputs, to_weights = congruence(_turned(A)), congruence(_turned(G))
 
-WEIGHTS = fields("lanes terms count w w_term w_lane flip u scratch scratch_slot")
+# --- sizes --------------------------------------------------------------------------------------------------------
+
+CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: a part of the second cache, which weights need too
+
+
+def _pitch(elements: int, dtype) -> int:
+    """From one of the (M + 2)^2 matrices to the next: not a multiple of 4096 bytes, or all of them would share a cache set."""
+    return lines(elements, dtype) + LINE // np.dtype(dtype).itemsize
+
+
+class Tiles:
+    """How an image of rows x columns outputs is cut into tiles: the kernels' constants, the numbers of their rows that follow
+    from shapes, and `work`, the elements of scratch memory that a slot needs. channels, lanes: of x and y as they lie in memory."""
+
+    def __init__(self, m: int, rows: int, columns: int, channels: int, lanes: int, dtype, *, gradient: bool = False):
+        """gradient: for `winograd_dw`, else for `winograd`."""
+        down, across, matrices = ceil(rows / m), ceil(columns / m), (m + 2) ** 2
+        high, vectors, w = _tile(channels if gradient else down * across, lanes, gradient, dtype)
+        self.constants = m, high, vectors, w, next(x for x in widths(dtype) if x <= channels)
+        side, least = (lanes, 1) if gradient else (vectors * w, high)
+        fit = CACHE // (matrices * across * (channels + side) * np.dtype(dtype).itemsize)
+        block = ceil(down / ceil(down / max(1, fit, ceil(least / across))))  # rows of tiles at a time, as many in each block
+        v_pitch, m_pitch = (_pitch(max(block * across, least) * n, dtype) for n in (channels, side))
+        self.work = matrices * (v_pitch + m_pitch)
+        self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, lanes=lanes, v_pitch=v_pitch, m_pitch=m_pitch)
+
+
+@lru_cache(4096)
+def _tile(rows: int, lanes: int, whole: bool, dtype) -> tuple[int, int, int]:
+    """(rows, vectors, lanes) of a register tile of the matrix products. whole: it adds to memory, so it must divide them."""
+    full = max(TARGET.lanes(dtype), LEAST_LANES)
+    choices = []
+    for w in widths(dtype):
+        for v in (1, 2, 3, 4):
+            for r in (1, 2, 3, 4, 6, 8, 9):
+                if r > rows or v * w > lanes or r * v + v + 1 > TARGET.registers or r * v > 28 or whole and (rows % r or lanes % (v * w)):
+                    continue
+                step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
+                choices.append((ceil(rows / r) * ceil(lanes / (v * w)) * step, -r * v, r, v, w))
+    return min(choices)[2:]
+
+
+# --- weights: into matrices, and back ---------------------------------------------------------------------------------
+
+WEIGHTS = fields("terms count lanes w w_term w_lane flip u taps taps_slot")
 
 
 def weights_in(M, W, T):
-    SIDE, F = M + 2, WEIGHTS
-    MATRICES = SIDE * SIDE
+    """u[k, term, lane] = (G g G^T)[k], g the 3 x 3 weights at w + term * w_term + lane * w_lane; 0 in lanes from `count` on.
+
+    Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
+    backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot.
+    """
+    MATRICES, F = (M + 2) ** 2, WEIGHTS
 
     def kernel(row, image, slot, chunk, share, shares):
-        lanes, terms, count, flip = get(row, F.lanes), get(row, F.terms), get(row, F.count), get(row, F.flip)
+        terms, count, lanes = get(row, F.terms), get(row, F.count), get(row, F.lanes)
         w, w_term, w_lane = pointer(get(row, F.w), T), get(row, F.w_term), get(row, F.w_lane)
-        u, taps = pointer(get(row, F.u), T), pointer(get(row, F.scratch) + slot * get(row, F.scratch_slot), T)
+        u, taps = pointer(get(row, F.u), T), pointer(get(row, F.taps) + slot * get(row, F.taps_slot), T)
+        first, step = (8 * W, -W) if get(row, F.flip) != 0 else (0, W)
         for term in range(terms * share // shares, terms * (share + 1) // shares):
             for o in range(0, lanes, W):
                 o = min(o, lanes - W)
                 there = max(0, min(W, count - o))
-                for i in range(9 * W):
-                    put(taps, i, 0.0)
+                if there < W:
+                    _zero(taps, 0, 9 * W)
                 _transpose(w, term * w_term + o * w_lane, w_lane, taps, 0, W, there, 9)
-                if flip != 0:
-                    kernel_ = loads(taps, 8 * W, 9, -W, 1, 0, 1, W)
-                    stores(u, term * lanes + o, MATRICES, terms * lanes, 1, 0, 1, W, of_weights(kernel_, M))
-                else:
-                    kernel_ = loads(taps, 0, 9, W, 1, 0, 1, W)
-                    stores(u, term * lanes + o, MATRICES, terms * lanes, 1, 0, 1, W, of_weights(kernel_, M))
+                stores(u, term * lanes + o, MATRICES, terms * lanes, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
 
     return kernel
 
+
+WEIGHTS_OUT = fields("terms channels count lanes sums chunks sums_chunk w taps taps_slot")
+
+
+def weights_out(M, W, T):
+    """w[lane, term, :] = G^T (the chunks' sums of `winograd_dw` at [k, term, lane]) G, the 3 x 3 weights of `count` lanes.
+
+    Shares split the terms, the canonical weights' input channels. taps: scratch memory, 9 * W * terms elements a slot.
+    """
+    MATRICES, TAPS, F = (M + 2) ** 2, 9 * W, WEIGHTS_OUT
+
+    def kernel(row, image, slot, chunk, share, shares):
+        terms, count, lanes = get(row, F.terms), get(row, F.count), get(row, F.lanes)
+        sums, chunks, sums_chunk = get(row, F.sums), get(row, F.chunks), get(row, F.sums_chunk)
+        w, taps = pointer(get(row, F.w), T), pointer(get(row, F.taps) + slot * get(row, F.taps_slot), T)
+        pitch = get(row, F.channels) * lanes
+        begin, end = terms * share // shares, terms * (share + 1) // shares
+        for o in range(0, lanes, W):
+            o = min(o, lanes - W)
+            for term in range(begin, end):
+                at = term * lanes + o
+                total = loads(pointer(sums, T), at, MATRICES, pitch, 1, 0, 1, W)
+                for c in range(1, chunks):
+                    total = add(total, loads(pointer(sums + c * sums_chunk, T), at, MATRICES, pitch, 1, 0, 1, W))
+                stores(taps, (term - begin) * TAPS, 9, W, 1, 0, 1, W, to_weights(total, M))
+            _transpose(taps, 0, W, w, (o * terms + begin) * 9, terms * 9, (end - begin) * 9, max(0, min(W, count - o)))
+
+    return kernel
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
 
 WINOGRAD = fields(
     "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u bias work work_slot v_pitch m_pitch "
@@ -62,120 +166,184 @@ WINOGRAD = fields(
 
 
 def winograd(M, R, V, W, X, POOL, T):
-    N, SIDE, LANES, F = R * V, M + 2, V * W, WINOGRAD
-    MATRICES, WINDOWS = SIDE * SIDE, M // 2
+    """Convolution of an image, rows x columns outputs of `lanes` channels, by tiles of M x M, in blocks of `block` rows of tiles:
+    their transforms of x (X lanes at a time), matrix products (R tiles x V * W lanes in registers), the transform of y.
+
+    rows, columns: at least M. x: the upper left pixel of the first output's window, iy and ix from one row and pixel to the next;
+    y, add and mask: the first output. terms: how many of x's `channels` have weights in u (`weights_in`). work: scratch memory;
+    Tiles says how much. Then as in tiles.conv: bias, `add`, ReLU, ReLU's mask. y may be none of the buffers that are read.
+
+    POOL: bias, ReLU and the maximum of 2 x 2 windows, as in tiles.conv_pool. rows, columns: before pooling, so even; M x M / 4
+    numbers of y, and of `winner` if its address is not 0, come of a tile.
+
+    Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
+    """
+    N, SIDE, LANES, WINDOWS, F = R * V, M + 2, V * W, M // 2, WINOGRAD
+    MATRICES = SIDE**2
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, F.rows), get(row, F.columns), get(row, F.block)
         channels, terms, lanes = get(row, F.channels), get(row, F.terms), get(row, F.lanes)
         x, iy, ix = place(row, F.x, image, slot, T), get(row, F.iy), get(row, F.ix)
         u, bias, relus = pointer(get(row, F.u), T), get(row, F.bias), get(row, F.relu)
-        v_pitch, m_pitch = get(row, F.v_pitch), get(row, F.m_pitch)
-        v = pointer(get(row, F.work) + slot * get(row, F.work_slot), T)
-        m = MATRICES * v_pitch
+        work, v_pitch, m_pitch = pointer(get(row, F.work) + slot * get(row, F.work_slot), T), get(row, F.v_pitch), get(row, F.m_pitch)
         y, oy, ox = place(row, F.y, image, slot, T), get(row, F.oy), get(row, F.ox)
         add_to, mask, asked = get(row, F.add), get(row, F.mask), get(row, F.winner)
         before, before_y, before_x = place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
         passed, passed_y, passed_x = place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
         winner = pointer(asked + slot * get(row, F.y_slot) + image * get(row, F.y_image), T)
 
-        whole, across, blocks = rows // M, (columns + M - 1) // M, (lanes + LANES - 1) // LANES
+        # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
+        # one share does both, in order, so that the result does not depend on who is first.
+        whole, blocks, across, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, MATRICES * v_pitch
         begin, end, first_block, last_block = whole * share // shares, whole * (share + 1) // shares, 0, blocks
         if get(row, F.by_lanes) != 0:
             begin, end, first_block, last_block = 0, whole, blocks * share // shares, blocks * (share + 1) // shares
-        if end == whole and begin < end:
+        if begin < end == whole:
             end = (rows + M - 1) // M
         for top in range(begin, end, block):
-            high = min(block, end - top)
-            tiles = high * across
-            for i in range(high):
-                for j in range(across):
-                    at = min((top + i) * M, rows - M) * iy + min(j * M, columns - M) * ix
-                    to = (i * across + j) * channels
-                    for c in range(0, channels, X):
-                        c = min(c, channels - X)
-                        stores(v, to + c, MATRICES, v_pitch, 1, 0, 1, X, of_x(loads(x, at + c, SIDE, iy, SIDE, ix, 1, X), M))
+            tiles = min(block, end - top) * across
+            for t in range(tiles):
+                i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
+                for c in range(0, channels, X):
+                    c = min(c, channels - X)
+                    patch = loads(x, i * iy + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
+                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
             for b in range(first_block, last_block):
                 o = min(b * LANES, lanes - LANES)
                 for k in range(MATRICES):
                     for t in range(0, tiles, R):
                         t = max(0, min(t, tiles - R))
-                        acc = zeros(v, N, W)
-                        p, q = k * v_pitch + t * channels, k * terms * lanes + o
+                        acc, p, q = zeros(y, N, W), k * v_pitch + t * channels, k * terms * lanes + o
                         for c in range(terms):
-                            acc = outer_fma(acc, splats(v, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
+                            acc = outer_fma(acc, splats(work, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
                             p += 1
                             q += lanes
-                        stores(v, m + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
-                for i in range(high):
-                    for j in range(across):
-                        h, g, t = min((top + i) * M, rows - M), min(j * M, columns - M), i * across + j
-                        for e in range(0, LANES, W):
-                            acc = to_y(loads(v, m + t * LANES + e, MATRICES, m_pitch, 1, 0, 1, W), M)
-                            lane = o + e
-                            if POOL:
-                                to = h // 2 * oy + g // 2 * ox + lane
-                                best = pooled(acc, WINDOWS, 1)
-                                out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                        stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                for t in range(tiles):
+                    i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
+                    for lane in range(o, o + LANES, W):
+                        acc = to_outputs(loads(work, products + t * LANES + lane - o, MATRICES, m_pitch, 1, 0, 1, W), M)
+                        if POOL:
+                            best, to = pooled(acc, WINDOWS, 1), i // 2 * oy + j // 2 * ox + lane
+                            out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                            if relus != 0:
+                                out = relu(out)
+                            stores(y, to, WINDOWS, oy, WINDOWS, ox, 1, W, out)
+                            if asked != 0:
+                                found = winners(acc, best, WINDOWS, 1)
                                 if relus != 0:
-                                    out = relu(out)
-                                stores(y, to, WINDOWS, oy, WINDOWS, ox, 1, W, out)
-                                if asked != 0:
-                                    found = winners(acc, best, WINDOWS, 1)
-                                    if relus != 0:
-                                        found = if_positive(found, out, -1.0)
-                                    stores(winner, to, WINDOWS, oy, WINDOWS, ox, 1, W, found)
-                            else:
-                                if bias != 0:
-                                    acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
-                                if add_to != 0:
-                                    acc = add(acc, loads(before, h * before_y + g * before_x + lane, M, before_y, M, before_x, 1, W))
-                                if relus != 0:
-                                    acc = relu(acc)
-                                if mask != 0:
-                                    acc = kept(acc, loads(passed, h * passed_y + g * passed_x + lane, M, passed_y, M, passed_x, 1, W))
-                                stores(y, h * oy + g * ox + lane, M, oy, M, ox, 1, W, acc)
+                                    found = if_positive(found, out, -1.0)
+                                stores(winner, to, WINDOWS, oy, WINDOWS, ox, 1, W, found)
+                        else:
+                            if bias != 0:
+                                acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                            if add_to != 0:
+                                acc = add(acc, loads(before, i * before_y + j * before_x + lane, M, before_y, M, before_x, 1, W))
+                            if relus != 0:
+                                acc = relu(acc)
+                            if mask != 0:
+                                acc = kept(acc, loads(passed, i * passed_y + j * passed_x + lane, M, passed_y, M, passed_x, 1, W))
+                            stores(y, i * oy + j * ox + lane, M, oy, M, ox, 1, W, acc)
 
     return kernel
 
 
-DW = fields("rows columns block channels lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk")
+WINOGRAD_DW = fields("rows columns block channels lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk")
 
 
 def winograd_dw(M, R, V, W, X, T):
-    SIDE, LANES, F = M + 2, V * W, DW
-    MATRICES = SIDE * SIDE
+    """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], which are 0 at first.
+
+    rows, columns: of dy. Tiles hang over: dy must be 0, and x finite, up to the next multiples of M of rows and columns (for x:
+    of the windows of such outputs). R divides `channels`, V * W `lanes`: R x V * W sums are in registers. Shares split the
+    (M + 2)^2 matrices, for which each transforms the images again. work: as in `winograd`.
+    """
+    SIDE, LANES, F = M + 2, V * W, WINOGRAD_DW
+    MATRICES = SIDE**2
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, block = get(row, F.rows), get(row, F.columns), get(row, F.block)
-        channels, lanes = get(row, F.channels), get(row, F.lanes)
+        rows, columns, block, channels, lanes = get(row, F.rows), get(row, F.columns), get(row, F.block), get(row, F.channels), get(row, F.lanes)
         x, iy, ix = place(row, F.x, image, slot, T), get(row, F.iy), get(row, F.ix)
         dy, gy, gx = place(row, F.dy, image, slot, T), get(row, F.gy), get(row, F.gx)
-        v_pitch, m_pitch = get(row, F.v_pitch), get(row, F.m_pitch)
-        v = pointer(get(row, F.work) + slot * get(row, F.work_slot), T)
-        m = MATRICES * v_pitch
+        work, v_pitch, m_pitch = pointer(get(row, F.work) + slot * get(row, F.work_slot), T), get(row, F.v_pitch), get(row, F.m_pitch)
         sums = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
-        down, across = (rows + M - 1) // M, (columns + M - 1) // M
+        down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         for top in range(0, down, block):
-            high = min(block, down - top)
-            tiles = high * across
-            for i in range(high):
-                for j in range(across):
-                    t, h, g = i * across + j, (top + i) * M, j * M
-                    for c in range(0, channels, X):
-                        c = min(c, channels - X)
-                        stores(v, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_x(loads(x, h * iy + g * ix + c, SIDE, iy, SIDE, ix, 1, X), M))
-                    for o in range(0, lanes, W):
-                        stores(v, m + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_dy(loads(dy, h * gy + g * gx + o, M, gy, M, gx, 1, W), M))
+            tiles = min(block, down - top) * across
+            for t in range(tiles):
+                i, j = (top + t // across) * M, t % across * M
+                for c in range(0, channels, X):
+                    c = min(c, channels - X)
+                    patch = loads(x, i * iy + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
+                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+                for o in range(0, lanes, W):
+                    patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
+                    stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
             for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
                 for c in range(0, channels, R):
                     for o in range(0, lanes, LANES):
-                        at = (k * channels + c) * lanes + o
-                        acc, p, q = loads(sums, at, R, lanes, 1, 0, V, W), k * v_pitch + c, m + k * m_pitch + o
+                        at, p, q = (k * channels + c) * lanes + o, k * v_pitch + c, second + k * m_pitch + o
+                        acc = loads(sums, at, R, lanes, 1, 0, V, W)
                         for t in range(tiles):
-                            acc = outer_fma(acc, splats(v, p, R, 1, 1, 0, W), loads(v, q, 1, 0, 1, 0, V, W))
+                            acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
                             p += channels
                             q += lanes
                         stores(sums, at, R, lanes, 1, 0, V, W, acc)
+
+    return kernel
+
+
+# --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------
+
+ENTER = fields("high wide lanes top left rows columns channels x x_image x_row x_column x_channel y y_slot y_image")
+
+
+def enter_lanes(T):
+    """y, high x wide x lanes: x, whose first pixel comes to (top, left), and zeros. Shares split y's rows."""
+    F = ENTER
+
+    def kernel(row, image, slot, chunk, share, shares):
+        high, wide, lanes = get(row, F.high), get(row, F.wide), get(row, F.lanes)
+        top, left, rows, columns, channels = get(row, F.top), get(row, F.left), get(row, F.rows), get(row, F.columns), get(row, F.channels)
+        x, x_row, x_column, x_channel = pointer(get(row, F.x), T), get(row, F.x_row), get(row, F.x_column), get(row, F.x_channel)
+        y, first = place(row, F.y, image, slot, T), image * get(row, F.x_image)
+        for i in range(high * share // shares, high * (share + 1) // shares):
+            to, there = i * wide * lanes, i >= top and i < top + rows
+            if not there or channels < lanes:
+                _zero(y, to, wide * lanes)
+            if there:
+                source, target = first + (i - top) * x_row, to + left * lanes
+                _zero(y, to, left * lanes)
+                _zero(y, target + columns * lanes, (wide - left - columns) * lanes)
+                if x_channel != 1:
+                    _transpose(x, source, x_channel, y, target, lanes, channels, columns)
+                elif channels == lanes:
+                    _copy(x, source, y, target, columns * lanes)
+                else:
+                    for j in range(columns):
+                        _copy(x, source + j * x_column, y, target + j * lanes, channels)
+
+    return kernel
+
+
+LEAVE = fields("rows columns lanes channels x x_slot x_image y y_image y_row y_column y_channel")
+
+
+def leave_lanes(T):
+    """The inverse: y's channels out of x, rows x columns x lanes. Shares split the rows."""
+    F = LEAVE
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes, channels = get(row, F.rows), get(row, F.columns), get(row, F.lanes), get(row, F.channels)
+        x, y, first = place(row, F.x, image, slot, T), pointer(get(row, F.y), T), image * get(row, F.y_image)
+        y_row, y_column, y_channel = get(row, F.y_row), get(row, F.y_column), get(row, F.y_channel)
+        begin, end = rows * share // shares, rows * (share + 1) // shares
+        if y_channel != 1:
+            _transpose(x, begin * columns * lanes, lanes, y, first + begin * y_row, y_channel, (end - begin) * columns, channels)
+        else:
+            for i in range(begin, end):
+                for j in range(columns):
+                    _copy(x, (i * columns + j) * lanes, y, first + i * y_row + j * y_column, channels)
 
     return kernel
