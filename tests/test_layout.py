@@ -35,22 +35,26 @@ MAY_IMPORT = {
     "tinynet.random": [],
     "tinynet.data": [],
     "tinynet.kernels.contract": ["tinynet.geometry"],
+    "tinynet.kernels.graph": [],
     "tinynet.kernels.reference": ["tinynet.kernels.contract", "tinynet.geometry"],
-    "tinynet.kernels.cpu": ["tinynet.kernels.contract", "tinynet.geometry"],
+    "tinynet.kernels.cpu": ["tinynet.kernels.contract", "tinynet.kernels.graph", "tinynet.geometry"],
     "tinynet.kernels": [],
     "tinynet.dispatch": ["tinynet.kernels.contract"],
     "tinynet.guard": [],
+    "tinynet.mode": [],
     "tinynet.tape": ["tinynet.guard"],
-    "tinynet.tensor": ["tinynet.tape", "tinynet.dispatch"],
-    "tinynet.inputs": ["tinynet.tensor", "tinynet.dispatch"],
-    "tinynet.op": ["tinynet.inputs", "tinynet.tape", "tinynet.tensor", "tinynet.dispatch"],
+    "tinynet.tensor": ["tinynet.tape", "tinynet.mode", "tinynet.dispatch"],
+    "tinynet.inputs": ["tinynet.mode", "tinynet.tensor", "tinynet.dispatch"],
+    "tinynet.op": ["tinynet.mode", "tinynet.inputs", "tinynet.tape", "tinynet.tensor", "tinynet.dispatch"],
     "tinynet.ops": ["tinynet.op", "tinynet.tensor", "tinynet.inputs", "tinynet.dispatch", "tinynet.geometry"],
     "tinynet.functional": ["tinynet.ops"],
     "tinynet.storage": ["tinynet.tensor", "tinynet.dispatch"],
-    "tinynet.optim": ["tinynet.tensor", "tinynet.dispatch", "tinynet.guard"],
-    "tinynet.nn": ["tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.dispatch", "tinynet.geometry", "tinynet.random"],
+    "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard"],
+    "tinynet.nn": ["tinynet.mode", "tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.dispatch", "tinynet.geometry", "tinynet.random"],
+    "tinynet.trace": ["tinynet.tensor", "tinynet.kernels.graph"],
+    "tinynet.plan": ["tinynet.mode", "tinynet.trace", "tinynet.nn", "tinynet.optim", "tinynet.tape", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.oracle": ["tinynet.kernels.reference", "tinynet.kernels.contract", "tinynet.geometry", "tinynet.tensor"],
-    "tinynet.train": ["tinynet.inputs", "tinynet.tensor"],
+    "tinynet.train": ["tinynet.inputs", "tinynet.mode"],
     "tinynet": ["tinynet"],  # the package's own list of public names
     "tinynet.compare": ["tinynet"],
     "tinynet.bench": ["tinynet"],
@@ -154,9 +158,10 @@ def test_the_engine_is_read_in_an_hour():
     for name, path in SOURCES.items():
         if within(name, "tinynet.ops"):
             assert len(path.read_text("utf-8").splitlines()) < 80, name
-    apart = ("tinynet.oracle", "tinynet.data", "tinynet.train", "tinynet.cli", "tinynet.kernels", "tinynet.compare", "tinynet.bench")
+    # `compile` is the second hour: nothing else in the engine needs to be understood for it, or needs it
+    apart = ("tinynet.plan", "tinynet.trace", "tinynet.oracle", "tinynet.data", "tinynet.train", "tinynet.cli", "tinynet.kernels", "tinynet.compare", "tinynet.bench")
     engine = {name: code_lines(path) for name, path in SOURCES.items() if not any(within(name, a) for a in apart)}
-    assert sum(engine.values()) < 1_700, engine
+    assert sum(engine.values()) < 1_800, engine
 
 
 def test_every_package_is_installed_and_none_at_the_top_level():

@@ -7,16 +7,19 @@ dispatch.py, then kernels/: contract.py, reference/conv2d.py, cpu/conv2d.py.
 from tinynet import functional, nn, ops, optim
 from tinynet.dispatch import devices, use
 from tinynet.inputs import tensor
+from tinynet.mode import no_grad
 from tinynet.nn import Parameter
+from tinynet.plan import compile
 from tinynet.random import manual_seed
 from tinynet.storage import load, save
-from tinynet.tensor import Tensor, no_grad
+from tinynet.tensor import Tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Parameter",
     "Tensor",
+    "compile",
     "devices",
     "functional",
     "load",

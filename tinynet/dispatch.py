@@ -1,10 +1,9 @@
 """Who runs a kernel: devices, their implementations, and how to choose another one.
 
 An op asks the namespace `k` of its tensors' device for a kernel by name. Which function
-answers: `with use(conv2d="cpu.loops")` first, then the environment variable
-TINYNET_KERNELS ("conv2d=cpu.loops,matmul=reference"), then the device's default, which is
-the implementation that its backend registers first. Nothing falls back in silence: what
-can't be run is an error that says why.
+answers: `with use(conv2d="cpu.loops")` first, then the environment variable TINYNET_KERNELS
+("conv2d=cpu.loops,matmul=reference"), then the device's default, which its backend registers
+first. Nothing falls back in silence: what can't be run is an error that says why.
 
 Next on the walk: kernels/contract.py, what every kernel promises.
 """
@@ -86,8 +85,7 @@ def _registered(device: str) -> dict:
             if error.name is None or error.name.startswith("tinynet"):
                 raise
             raise ModuleNotFoundError(
-                f"device {device!r} needs {error.name}, which is not installed; {found.install}, "
-                "or compute on device 'reference' (numpy alone): tensor(..., device='reference') or .to('reference')",
+                f"device {device!r} needs {error.name}, which is not installed; {found.install}, or compute on device 'reference' (numpy alone): tensor(..., device='reference') or .to('reference')",
                 name=error.name,
             ) from None
         _loaded.add(device)
@@ -115,7 +113,7 @@ def find(name: str, path: str):
     return found[variant] if variant else next(iter(found.values()))
 
 
-# One entry for each `with use(...)` around us, the innermost last, with what the outer ones chose.
+# One entry for each `with use(...)` around us, the innermost last, with what the outer ones chose
 _chosen: ContextVar[tuple[dict, ...]] = ContextVar("tinynet_kernels", default=({},))
 
 
@@ -138,7 +136,6 @@ class use:
 
 _environment: tuple[str, dict] = ("", {})  # the text of TINYNET_KERNELS when it was last read, and what it chose
 
-
 def _from_environment() -> dict:
     """TINYNET_KERNELS, parsed again only when it changes."""
     global _environment
@@ -146,7 +143,7 @@ def _from_environment() -> dict:
     known, choices = _environment
     if text != known:
         choices = {}
-        for entry in filter(None, (part.strip() for part in text.split(","))):
+        for entry in filter(None, map(str.strip, text.split(","))):
             name, equals, path = (part.strip() for part in entry.partition("="))
             if not equals:
                 raise ValueError(f"TINYNET_KERNELS: expected entries like conv2d=cpu.loops, separated by commas; got {entry!r}")
@@ -156,6 +153,10 @@ def _from_environment() -> dict:
                 raise ValueError(f"TINYNET_KERNELS: {error.args[0]}") from None
         _environment = (text, choices)
     return choices
+
+
+def chosen_by_hand() -> bool:
+    return bool(_chosen.get()[-1] or os.environ.get("TINYNET_KERNELS"))
 
 
 def implementation(name: str, device: str):

@@ -90,6 +90,14 @@ def _set_writable(held: Hold, wanted: bool) -> None:
         array.setflags(wanted)
 
 
+def edited(tensor) -> None:
+    """Marks older graphs as stale after an edit that numpy did not see."""
+    key = id(owner_of(tensor.data))
+    with _mutex:
+        if key in _holds:
+            _holds[key].edits += 1
+
+
 @contextmanager
 def writable(tensor):
     """Yields the tensor's array for an edit in place, and marks older graphs as stale."""

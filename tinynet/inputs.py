@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet.dispatch import from_host, to_host
+from tinynet.mode import tracing
 from tinynet.tensor import FLOATS, Tensor
 
 _NUMBERS = (bool, int, float)  # np.float64 is one of them, by inheritance
@@ -31,7 +32,11 @@ def tensor(values, dtype=None, *, requires_grad: bool = False, device: str | Non
     if dtype is None and not was_array and array.dtype == np.float64:
         array = array.astype(np.float32)
     check_supported(array.dtype, "tensor")
-    return Tensor(from_host(array, device or "cpu"), requires_grad, device or "cpu")
+    made = Tensor(from_host(array, device or "cpu"), requires_grad, device or "cpu")
+    trace = tracing()
+    if trace is not None:
+        trace.copied(values, made)
+    return made
 
 
 def check_supported(dtype: np.dtype, where: str) -> None:

@@ -16,8 +16,9 @@ from tinynet import guard
 from tinynet.dispatch import from_host, to_host
 from tinynet.geometry import check_layout, is_int, pads, pair
 from tinynet.inputs import tensor
+from tinynet.mode import no_grad, tracing
 from tinynet.random import generator
-from tinynet.tensor import Tensor, no_grad
+from tinynet.tensor import Tensor
 
 
 class Parameter(Tensor):
@@ -50,6 +51,9 @@ class Module:
         raise TypeError(f"{type(self).__name__} has no forward(); a Module must define one")
 
     def __call__(self, *args, **kwargs):
+        trace = tracing()
+        if trace is not None:
+            trace.module(self)
         return self.forward(*args, **kwargs)
 
     def children(self) -> Iterator[tuple[str, "Module"]]:

@@ -23,8 +23,9 @@ from functools import partial
 
 from tinynet.dispatch import kernels
 from tinynet.inputs import prepare
+from tinynet.mode import is_recording, tracing
 from tinynet.tape import Node
-from tinynet.tensor import Tensor, is_recording
+from tinynet.tensor import Tensor
 
 OPS: dict[str, "Op"] = {}
 
@@ -94,6 +95,9 @@ class Op:
         result = Tensor(out, False, device)
         if needed and is_recording() and out.dtype.kind == "f":  # integers have no gradient: it ends here
             result.made_by(Node(self, k, tensors, arrays, result.data, parameters, saved))
+        trace = tracing()
+        if trace is not None:
+            trace.call(self, tensors, arrays, parameters, result)
         return result
 
     def _complete(self, inputs: tuple, parameters: dict) -> tuple:

@@ -15,6 +15,7 @@ from numbers import Real
 
 from tinynet import guard
 from tinynet.dispatch import array_module
+from tinynet.mode import traced_by, tracing
 from tinynet.tensor import Tensor
 
 
@@ -48,14 +49,19 @@ class Optimizer:
     def step(self) -> None:
         """Updates every parameter that has a gradient, a piece at a time: its numbers stay in the cache from the first
         pass over them to the last."""
-        for parameter, state in zip(self.parameters, self.state):
+        trace = tracing()
+        if trace is not None:
+            trace.step(self)
+        with traced_by(None):
+            self._step()
+
+    def _step(self) -> None:
+        for place, (parameter, state) in enumerate(zip(self.parameters, self.state)):
             if parameter.grad is not None:
                 if (parameter.grad.shape, parameter.grad.dtype) != (parameter.shape, parameter.dtype):
                     raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {parameter.grad.dtype} of shape {parameter.grad.shape}")
                 xp = array_module(parameter.device)
-                if not state:
-                    state.update({name: xp.zeros_like(parameter.data) for name in self.arrays}, t=0)
-                state["t"] += 1
+                self.state_of(place)["t"] += 1
                 with guard.writable(parameter) as w:
                     arrays = (w, parameter.grad, *(state[name] for name in self.arrays))
                     if w.flags.c_contiguous:  # or flattening it would give a copy
@@ -64,6 +70,14 @@ class Optimizer:
                             self.update(xp, state["t"], *(a[i : i + PIECE] for a in arrays))
                     else:
                         self.update(xp, state["t"], *arrays)
+
+    def state_of(self, place: int) -> dict:
+        """What is kept for the parameter at this place; zeros before its first step."""
+        state, parameter = self.state[place], self.parameters[place]
+        if not state:
+            xp = array_module(parameter.device)
+            state.update({name: xp.zeros_like(parameter.data) for name in self.arrays}, t=0)
+        return state
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -96,6 +110,11 @@ class SGD(Optimizer):
         w -= self.lr * g
 
 
+    def numbers(self, t):
+        """What the fused kernel (kernels/cpu/layers.py, sgd) reads at step t."""
+        return self.lr, self.weight_decay, self.momentum, self.nesterov
+
+
 class Adam(Optimizer):
     decoupled = False  # weight decay goes through the gradient
 
@@ -121,6 +140,13 @@ class Adam(Optimizer):
         s += (1 - b2) * g * g
         first, second = 1 - b1**t, 1 - b2**t
         w -= (self.lr / first) * m / (xp.sqrt(s / second) + self.eps)
+
+
+    def numbers(self, t):
+        """What the fused kernel (kernels/cpu/layers.py, adam) reads at step t."""
+        b1, b2 = self.betas
+        decay, keeps = (0.0, 1 - self.lr * self.weight_decay) if self.decoupled else (self.weight_decay, 1.0)
+        return self.lr / (1 - b1**t), 1 - b2**t, b1, b2, self.eps, decay, keeps, 1 - b1, 1 - b2
 
 
 class AdamW(Adam):

@@ -43,13 +43,7 @@ class Node:
 
     def pull_back(self, dy, retain: bool) -> list[tuple]:
         """(edge, gradient) for each input that needs one, from the gradient of the result."""
-        if self.saved is None:
-            raise RuntimeError(f"backward: the graph through {self.op.name} was already used and released; compute the result again, or call backward(retain_graph=True) the first time")
-        for name, held, edits in self.holds:
-            if held.edits != edits:
-                raise RuntimeError(
-                    f"backward: {name} of {self.op.name} (shape {self.saved[name].shape}) was changed in place (by an optimiser step or load_state_dict) after it was saved; call backward before the change, or compute the result again"
-                )
+        self.check_saved()
         shares = []
         for name, edge, shape in zip(self.op.inputs, self.edges, self.shapes):
             if edge is not None:
@@ -62,6 +56,16 @@ class Node:
             self.release()
         return shares
 
+    def check_saved(self) -> None:
+        """Raises RuntimeError if what was saved is gone, or was changed since."""
+        if self.saved is None:
+            raise RuntimeError(f"backward: the graph through {self.op.name} was already used and released; compute the result again, or call backward(retain_graph=True) the first time")
+        for name, held, edits in self.holds:
+            if held.edits != edits:
+                raise RuntimeError(
+                    f"backward: {name} of {self.op.name} (shape {self.saved[name].shape}) was changed in place (by an optimiser step or load_state_dict) after it was saved; call backward before the change, or compute the result again"
+                )
+
     def release(self) -> None:
         """Lets go of everything that was saved, and of the graph behind."""
         holds, self.saved, self.holds, self.edges = self.holds, None, (), ()
@@ -72,6 +76,41 @@ class Node:
         # A graph that nobody ran backward through: its arrays must become writable again.
         for _, held, _ in getattr(self, "holds", ()):
             guard.release(held)
+
+
+class Pulled(Node):
+    """Many ops as one node (plan.py): `pull(dy)` gives the gradients of `tensors`; `free` is called when nobody will pull again."""
+
+    __slots__ = ("pull", "free")
+
+    def __init__(self, op, tensors: list, arrays: list, pull, free):
+        self.op, self.pull, self.free = op, pull, free
+        self.edges = [t.node or t for t in tensors]
+        self.saved = {f"value {i}": a for i, a in enumerate(arrays)}
+        self.holds = []
+        for name, array in self.saved.items():
+            held = guard.hold(array)
+            self.holds.append((name, held, held.edits))
+
+    def pull_back(self, dy, retain: bool) -> list[tuple]:
+        self.check_saved()
+        shares = list(zip(self.edges, self.pull(dy)))
+        if not retain:
+            self.release()
+        return shares
+
+    def release(self) -> None:
+        super().release()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        free, self.free = getattr(self, "free", None), None
+        if free is not None:
+            free()
+
+    def __del__(self):
+        super().__del__()
+        self._let_go()
 
 
 def _known(name: str, op, saved: dict, parameters: dict):
@@ -127,12 +166,13 @@ def _add_to_grad(leaf, share, shared: bool) -> None:
     # `grad` is always an array of its own, so that editing one in place (clipping, say) never changes
     # another: what a gradient function passed on (`shared`), or a view, or a read-only array, is copied.
     with _adding:
-        if leaf.grad is not None:
-            leaf.grad = leaf.grad + share
+        before = leaf._grad() if callable(leaf._grad) else leaf._grad  # a compiled step hands its gradients out when asked
+        if before is not None:
+            leaf._grad = before + share
         elif shared or share.base is not None or not share.flags.c_contiguous or not getattr(share.flags, "writeable", True):
-            leaf.grad = share.copy()
+            leaf._grad = share.copy()
         else:
-            leaf.grad = share
+            leaf._grad = share
 
 
 def _summed_to(share, shape: tuple[int, ...], name: str):

@@ -9,36 +9,13 @@ Next on the walk: op.py, where nodes are made.
 
 from __future__ import annotations
 
-import threading
-from contextlib import ContextDecorator
-
 import numpy as np
 
 from tinynet import tape
 from tinynet.dispatch import array_module, check_device, to_host
+from tinynet.mode import mode
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-
-
-class _Mode(threading.local):
-    pauses = 0
-
-
-_mode = _Mode()
-
-
-class no_grad(ContextDecorator):
-    """Inside `with no_grad():`, or a function decorated with `@no_grad()`, ops make no nodes (in this thread)."""
-
-    def __enter__(self):
-        _mode.pauses += 1
-
-    def __exit__(self, *_):
-        _mode.pauses -= 1
-
-
-def is_recording() -> bool:
-    return not _mode.pauses
 
 
 class Tensor:
@@ -48,16 +25,30 @@ class Tensor:
     None. node: what made it, None for a leaf.
     """
 
-    __slots__ = ("data", "grad", "_requires_grad", "node", "device", "__weakref__")
+    __slots__ = ("data", "_grad", "_requires_grad", "node", "device", "__weakref__")
     __array_ufunc__ = None  # so that `ndarray + Tensor` is ours to answer, not an array of objects
 
     def __init__(self, data, requires_grad: bool = False, device: str = "cpu"):
         self.data = data if isinstance(data, np.ndarray) else _as_array(data)
-        self.grad = self.node = None
+        self._grad = self.node = None
         self.device = device if device == "cpu" else check_device(device).name
         self._requires_grad = False
         if requires_grad:
             self.requires_grad = True
+
+    @property
+    def grad(self):
+        if mode.trace is not None:
+            mode.trace.forbid("reads a gradient")
+        if callable(self._grad):  # a compiled step leaves its gradients where they are until someone asks
+            self._grad = self._grad()
+        return self._grad
+
+    @grad.setter
+    def grad(self, array) -> None:
+        if mode.trace is not None:
+            mode.trace.set_grad(self, array)
+        self._grad = array
 
     @property
     def requires_grad(self) -> bool:
@@ -136,6 +127,8 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """The values as a numpy array: the tensor's own memory on the CPU, a copy from a GPU."""
+        if mode.trace is not None:
+            mode.trace.forbid("reads the values of a tensor")
         return to_host(self.data)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -163,6 +156,8 @@ class Tensor:
                 "backward: this tensor requires no gradient; it was computed without recording (no_grad, detach) or "
                 "from tensors that don't require one; set requires_grad=True on a leaf before computing"
             )
+        if mode.trace is not None:
+            mode.trace.backward(self, gradient, retain_graph)
         tape.backward(self.node or self, self._cotangent(gradient), retain_graph)
 
     def _cotangent(self, gradient):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tinynet.inputs import tensor
-from tinynet.tensor import no_grad
+from tinynet.mode import no_grad
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> l
     return found
 
 
-def _span(found) -> tuple[int, int]:
+def span(found) -> tuple[int, int]:
     """The least and the largest offset of any tap."""
     offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]
     return (min(offsets), max(offsets)) if offsets else (0, 0)
@@ -115,7 +115,7 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     dtype, lanes = dy.dtype.type, widened(c)
     dy, dx = Images(dy := np.ascontiguousarray(dy), layout), Images(out, layout)
     down, across = (phases(*axis) for axis in zip((kh, kw), stride, dilation, (padding[0][0], padding[1][0]), (dx.rows, dx.columns)))
-    (up, low), (near, far) = _span(down), _span(across)
+    (up, low), (near, far) = span(down), span(across)
     rows = ceil(dx.rows / stride[0])  # of q, which parts share
     chunks, shares = shared(dy.n, rows)
     columns = ceil(dx.columns / stride[1])
@@ -185,5 +185,5 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     )  # fmt: skip
     table.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
     run(table, dy.n, chunks, shares)
-    numbers = dict(x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
-    run([named(compiled(tiles.gather, dtype), tiles.GATHER, numbers)], k, min(k, 16))
+    numbers = dict(channels=k, x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
+    run([named(compiled(tiles.gather, dtype), tiles.GATHER, numbers)], 1, 1, min(k, 16))

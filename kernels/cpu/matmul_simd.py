@@ -14,7 +14,7 @@ import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.program import address_of, compiled, lines, row, run, scratch
+from tinynet.kernels.cpu.program import address_of, compiled, lines, named, run, scratch
 from tinynet.kernels.cpu.simd import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
@@ -58,8 +58,12 @@ def _gemm(a, b, c):
     size = lines(terms * vectors * w, dtype) if packs else 0
     panels = scratch(threads.count() * size, dtype)
     (a_batch, a_row, a_term), (b_batch, b_term, _) = _steps(a), _steps(b)
-    numbers = (rows, columns, terms, address_of(a), a_batch, a_row, a_term, address_of(b), b_batch, b_term, address_of(c), rows * columns, columns)
-    run([row(compiled(tiles.gemm, high, vectors, w, dtype), *numbers, address_of(panels), size * c.itemsize, down)], batch, chunks, across * down)
+    numbers = dict(
+        rows=rows, columns=columns, terms=terms, a=(address_of(a), 0, a_batch * c.itemsize), a_row=a_row, a_term=a_term,
+        b=(address_of(b), 0, b_batch * c.itemsize), b_term=b_term, c=(address_of(c), 0, rows * columns * c.itemsize), c_row=columns,
+        panel=address_of(panels) if packs else 0, panel_slot=size * c.itemsize, row_shares=down,
+    )  # fmt: skip
+    run([named(compiled(tiles.gemm, high, vectors, w, dtype), tiles.GEMM, numbers)], batch, chunks, across * down)
 
 
 def _dots(a, b, c):
@@ -69,5 +73,8 @@ def _dots(a, b, c):
     chunks, across, down = _shares(batch, rows // high, columns // wide)
     (a_batch, a_row, _), (b_batch, _, b_row) = _steps(a), _steps(b)
     stay = max(high, CACHE // (terms * c.itemsize) // high * high)
-    numbers = (rows, columns, terms, address_of(a), a_batch, a_row, 0, address_of(b), b_row, b_batch, address_of(c), rows * columns, columns, stay, down)
-    run([row(compiled(tiles.dots, high, wide, max(TARGET.lanes(dtype), tiles.LEAST_LANES), dtype), *numbers)], batch, chunks, across * down)
+    numbers = dict(
+        rows=rows, columns=columns, terms=terms, a=(address_of(a), 0, a_batch * c.itemsize), a_row=a_row, b=(address_of(b), 0, b_batch * c.itemsize), b_row=b_row,
+        c=(address_of(c), 0, rows * columns * c.itemsize), c_row=columns, stay=stay, row_shares=down,
+    )  # fmt: skip
+    run([named(compiled(tiles.dots, high, wide, max(TARGET.lanes(dtype), tiles.LEAST_LANES), dtype), tiles.DOTS, numbers)], batch, chunks, across * down)

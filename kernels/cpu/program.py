@@ -35,8 +35,8 @@ from tinynet.kernels.cpu.threads import ASLEEP, GENERATION, INSIDE, JOB, OPEN, a
 
 ROW = 48  # numbers in a row of a table: the kernel's address, then what it reads
 _ABI = signature(types.void, types.CPointer(types.int64), *[types.int64] * 5)
-# What numba's cache can't see: the layer that kernels are generated from, and the vectors it was asked for.
-_STAMP = hashlib.sha256(Path(simd.__file__).read_bytes() + simd.TARGET.name.encode()).hexdigest()[:8]
+# What numba's cache can't see: what kernels take from other files, and the vectors that were asked for.
+_STAMP = hashlib.sha256(b"".join(Path(simd.__file__).with_name(n).read_bytes() for n in ("simd.py", "tiles.py")) + simd.TARGET.name.encode()).hexdigest()[:8]
 _kept: list[CFunc] = []  # compiled code lives as long as its CFunc
 
 

@@ -288,6 +288,7 @@ def _nothing(vector):
     return ir.Constant(vector.type, None)
 
 
+divide = _each(lambda builder, x, y: builder.fdiv(x, y), "divide", "x / y")
 multiply = _each(lambda builder, x, y: builder.fmul(x, y), "multiply", "x * y")
 kept = _each(lambda builder, x, mask: builder.select(_compare(builder, ">", mask, _nothing(mask)), x, _nothing(x)), "kept", "x where the mask is > 0, else 0: ReLU's gradient")
 

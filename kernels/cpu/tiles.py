@@ -20,7 +20,7 @@ from tinynet.kernels.cpu.simd import TARGET, add, get, if_positive, kept, loads,
 
 LEAST_LANES = 4
 # rows x columns of pixels; with v vectors of channels at each they fill rows * columns * v registers
-PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (3, 3), (3, 4), (4, 4))
+PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (2, 10), (2, 12), (2, 14), (3, 3), (3, 4), (4, 4))
 
 
 def widths(dtype) -> list[int]:
@@ -30,8 +30,9 @@ def widths(dtype) -> list[int]:
 
 
 @lru_cache(4096)
-def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype) -> tuple[int, int, int, int]:
-    """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels."""
+def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False) -> tuple[int, int, int, int]:
+    """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
+    pooled: two rows, and an even number of columns."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
@@ -42,13 +43,34 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype) 
             for r, c in PIXELS:
                 pixels = r * c
                 # the accumulators, the weights' vectors, and one more must fit into the registers
-                if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > 28:
+                if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > 28 or pooled and (r != 2 or c % 2):
                     continue
                 streamed = v * w * 4 / 32 if terms * v * w * 4 > 24_000 else 0  # weights beyond the first cache
                 step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + 0.3 * streamed + 0.25 * (pixels * 0.5 + v) + (0.1 * pixels if v == 1 else 0)
                 count = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w))
                 choices.append((count * (terms * step + 25 * segments + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
+
+
+def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
+    """(rows, columns, vectors, lanes) of a depthwise tile: enough sums to hide an addition's latency, few loads of weights."""
+    w = next(w for w in widths(dtype) if w <= lanes)
+    wide = next(c for c in (8, 7, 6, 5, 4, 3, 2, 1) if c <= columns)
+    return (2 if wide <= 4 and rows >= 2 else 1), wide, 1, w
+
+
+class DepthwiseWeights:
+    """As `Weights`, for depthwise convolution: a tile holds the taps of one row of the kernel."""
+
+    def __init__(self, extents: tuple[int, int], steps: tuple[int, int, int], lanes: int, dtype):
+        kh, kw = extents
+        w = next(w for w in widths(dtype) if w <= lanes)
+        wide = min(kw, 12)
+        self.constants = wide, 1, w
+        self.units = ceil(lanes / w) * kh * ceil(kw / wide)
+        self.size = self.units * wide * w
+        self.numbers = dict(outer=kh, length=kw, ta=steps[0], tj=steps[1])
+        self.gathered = dict(lanes=lanes, vectors=w, high=1, wide=wide, outer=kh, inner=1, length=kw, y_channel=kh * kw, y_outer=kw, y_wide=1)
 
 
 class Weights:
@@ -112,13 +134,13 @@ def place(row, k, image, slot, T):
 
 
 @inline
-def _zero(y, at, count):
+def zero(y, at, count):
     for j in range(count):
         put(y, at + j, 0.0)
 
 
 @inline
-def _copy(x, source, y, target, count):
+def copy(x, source, y, target, count):
     if count < 4:
         for j in range(count):
             put(y, target + j, get(x, source + j))
@@ -145,17 +167,17 @@ def enter(T):
             for r in range(rows):
                 target, source = plane * y_plane + r * y_row, first + r
                 if source < 0 or source >= height:
-                    _zero(y, target, left + run + right)
+                    zero(y, target, left + run + right)
                 else:
-                    _zero(y, target, left)
-                    _copy(x, image * x_image + plane * x_plane + source * x_row, y, target + left, run)
-                    _zero(y, target + left + run, right)
+                    zero(y, target, left)
+                    copy(x, image * x_image + plane * x_plane + source * x_row, y, target + left, run)
+                    zero(y, target + left + run, right)
 
     return kernel
 
 
 @inline
-def _transpose(x, source, x_step, y, target, y_step, rows, columns):
+def transpose(x, source, x_step, y, target, y_step, rows, columns):
     """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit."""
     if rows >= 8 and columns >= 8:
         for r in range(0, rows, 8):
@@ -164,6 +186,9 @@ def _transpose(x, source, x_step, y, target, y_step, rows, columns):
                 c = min(c, columns - 8)
                 square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
                 stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+        return
+    if columns == 1 and x_step == 1:
+        copy(x, source, y, target, rows)
         return
     if rows < 4 or columns < 4:
         for r in range(rows):
@@ -187,7 +212,7 @@ def leave(T):
         y, y_image, y_channel = pointer(get(row, 7), T), get(row, 8), get(row, 9)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
         pixels, target = (end - begin) * width, image * y_image + begin * width
-        _transpose(x, 0, channels, y, target, y_channel, pixels, channels)
+        transpose(x, 0, channels, y, target, y_channel, pixels, channels)
 
     return kernel
 
@@ -235,7 +260,7 @@ def turn(T):
         channels, pixels = get(row, 0), get(row, 1)
         x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
         y = pointer(get(row, 5) + slot * get(row, 6), T)
-        _transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+        transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
 
     return kernel
 
@@ -260,37 +285,37 @@ def lay(T):
     return kernel
 
 
-GATHER = fields("x chunks x_chunk count lanes vectors high wide outer inner length y y_channel y_outer y_inner y_high y_wide")
+GATHER = fields("channels x chunks x_chunk count lanes vectors high wide outer inner length y y_channel y_outer y_inner y_high y_wide")
 
 
 def gather(T):
-    """image: an output channel. Adds the chunks' sums of `conv_dw`, and puts each where its weight is.
+    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the output channels.
 
     A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors).
     """
-    F = GATHER
 
     def kernel(row, image, slot, chunk, share, shares):
-        x, chunks, x_chunk = pointer(get(row, F.x), T), get(row, F.chunks), get(row, F.x_chunk)
-        count, lanes, vectors, high, wide = get(row, F.count), get(row, F.lanes), get(row, F.vectors), get(row, F.high), get(row, F.wide)
-        outer, inner, length = get(row, F.outer), get(row, F.inner), get(row, F.length)
-        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, F.y), T), get(row, F.y_outer), get(row, F.y_inner), get(row, F.y_high), get(row, F.y_wide)
-        g, k = image // count, image % count
-        blocks, runs = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide
-        block = min(k // vectors, blocks - 1)
-        lane = k - min(block * vectors, lanes - vectors)
-        for a in range(outer):
-            for b in range(inner):
-                at = (((g * blocks + block) * outer + a) * inner + b) * runs * high * wide * vectors + lane
-                for h in range(high):
-                    to = image * get(row, F.y_channel) + a * y_outer + b * y_inner + h * y_high
-                    for t in range(length):
-                        r = min(t // wide, runs - 1)
-                        j = at + ((r * high + h) * wide + t - min(r * wide, length - wide)) * vectors
-                        total = get(x, j)
-                        for c in range(1, chunks):
-                            total += get(x, j + c * x_chunk)
-                        put(y, to + t * y_wide, total)
+        x, chunks, x_chunk = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk)
+        count, lanes, vectors, high, wide = get(row, GATHER.count), get(row, GATHER.lanes), get(row, GATHER.vectors), get(row, GATHER.high), get(row, GATHER.wide)
+        outer, inner, length = get(row, GATHER.outer), get(row, GATHER.inner), get(row, GATHER.length)
+        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_outer), get(row, GATHER.y_inner), get(row, GATHER.y_high), get(row, GATHER.y_wide)
+        blocks, runs, channels = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, get(row, GATHER.channels)
+        for channel in range(channels * share // shares, channels * (share + 1) // shares):
+            g, k = channel // count, channel % count
+            block = min(k // vectors, blocks - 1)
+            lane = k - min(block * vectors, lanes - vectors)
+            for a in range(outer):
+                for b in range(inner):
+                    at = (((g * blocks + block) * outer + a) * inner + b) * runs * high * wide * vectors + lane
+                    for h in range(high):
+                        to = channel * get(row, GATHER.y_channel) + a * y_outer + b * y_inner + h * y_high
+                        for t in range(length):
+                            r = min(t // wide, runs - 1)
+                            j = at + ((r * high + h) * wide + t - min(r * wide, length - wide)) * vectors
+                            total = get(x, j)
+                            for c in range(1, chunks):
+                                total += get(x, j + c * x_chunk)
+                            put(y, to + t * y_wide, total)
 
     return kernel
 
@@ -298,19 +323,19 @@ def gather(T):
 # --- sums -----------------------------------------------------------------------------------------------------
 
 
-WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in a third of a second, once
+WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in half a second, once
 
 
-def pixel_step(step: int, flops: float) -> int:
+def pixel_step(step: int, flops: float, worth: float = WORTH) -> int:
     """The step between pixels as a constant of the kernel: then a tile's places are one address and constants, where else each
     takes a register and there are too few. 1, as in NCHW, always; others in calls that are worth it; else 0, not constant."""
-    return step if step == 1 or flops >= WORTH else 0
+    return step if step == 1 or flops >= worth else 0
 
 
 CONV = fields(
     "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
     "x x_slot x_image x_first w bias y y_slot y_image y_first oy ox "
-    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner"
+    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
 
 
@@ -320,23 +345,23 @@ def conv(R, C, V, W, STEP, T):
     What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
     a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
     """
-    N, LANES, F = R * C * V, V * W, CONV
+    N, LANES = R * C * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        outputs, limit, columns = get(row, F.outputs), get(row, F.limit), get(row, F.columns)
-        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
-        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
-        iy, ix, oy, ox = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox)
-        groups, lanes, x_group, w_group, relus = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group), get(row, F.relu)
-        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
-        y, add_to, mask = place(row, F.y, image, slot, T), get(row, F.add), get(row, F.mask)
-        before, before_y, before_x = place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
-        passed, passed_y, passed_x = place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
+        outputs, limit, columns = get(row, CONV.outputs), get(row, CONV.limit), get(row, CONV.columns)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
+        groups, lanes, x_group, w_group, relus = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group), get(row, CONV.relu)
+        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, add_to, mask = place(row, CONV.y, image, slot, T), get(row, CONV.add), get(row, CONV.mask)
+        before, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
+        passed, passed_y, passed_x = place(row, CONV.mask, image, slot, T), get(row, CONV.mask_y), get(row, CONV.mask_x)
         begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
         first_block, last_block = 0, (lanes + LANES - 1) // LANES
-        if get(row, F.by_lanes) != 0:
+        if get(row, CONV.by_lanes) != 0:
             begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
-        xo, yo, rows = begin * get(row, F.x_first), begin * get(row, F.y_first), end - begin
+        xo, yo, rows = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first), end - begin
         for g in range(groups):
             for block in range(first_block, last_block):
                 o = min(block * LANES, lanes - LANES)
@@ -375,17 +400,17 @@ def conv_pool(C, V, W, STEP, T):
     C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
     where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
     """
-    N, LANES, PAIR, F = 4 * C * V, V * W, 2 * C, CONV
+    N, LANES, PAIR = 4 * C * V, V * W, 2 * C
 
     def kernel(row, image, slot, chunk, share, shares):
-        outputs, columns = get(row, F.outputs), get(row, F.columns)
-        taps_a, taps_b, terms = get(row, F.taps_a), get(row, F.taps_b), get(row, F.terms)
-        ta, tb, tc, wa, wb, w_term = get(row, F.ta), get(row, F.tb), get(row, F.tc), get(row, F.wa), get(row, F.wb), get(row, F.w_term)
-        iy, ix, oy, ox, relus = get(row, F.iy), get(row, F.ix), get(row, F.oy), get(row, F.ox), get(row, F.relu)
-        groups, lanes, x_group, w_group = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.w_group)
-        x, w, bias = place(row, F.x, image, slot, T), pointer(get(row, F.w), T), get(row, F.bias)
-        y, asked = place(row, F.y, image, slot, T), get(row, F.winner)
-        winner = pointer(asked + slot * get(row, F.y_slot) + image * get(row, F.y_image), T)
+        outputs, columns = get(row, CONV.outputs), get(row, CONV.columns)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox, relus = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox), get(row, CONV.relu)
+        groups, lanes, x_group, w_group = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group)
+        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, asked = place(row, CONV.y, image, slot, T), get(row, CONV.winner)
+        winner = place(row, CONV.winner, image, slot, T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
         for g in range(groups):
             for o in range(0, lanes, LANES):
@@ -427,15 +452,15 @@ DW = fields("height columns outer inner length ta tb tr tj iy ix gy gx groups la
 
 def conv_dw(HIGH, WIDE, V, W, T):
     """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
-    PLACES, N, LANES, F = HIGH * WIDE, HIGH * WIDE * V, V * W, DW
+    PLACES, N, LANES = HIGH * WIDE, HIGH * WIDE * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        height, columns, outer, inner, length = get(row, F.height), get(row, F.columns), get(row, F.outer), get(row, F.inner), get(row, F.length)
-        ta, tb, tr, tj = get(row, F.ta), get(row, F.tb), get(row, F.tr), get(row, F.tj)
-        iy, ix, gy, gx = get(row, F.iy), get(row, F.ix), get(row, F.gy), get(row, F.gx)
-        groups, lanes, x_group, block = get(row, F.groups), get(row, F.lanes), get(row, F.x_group), get(row, F.block)
-        x, dy = place(row, F.x, image, slot, T), place(row, F.dy, image, slot, T)
-        partial = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
+        height, columns, outer, inner, length = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.inner), get(row, DW.length)
+        ta, tb, tr, tj = get(row, DW.ta), get(row, DW.tb), get(row, DW.tr), get(row, DW.tj)
+        iy, ix, gy, gx = get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
+        groups, lanes, x_group, block = get(row, DW.groups), get(row, DW.lanes), get(row, DW.x_group), get(row, DW.block)
+        x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
+        partial = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T)
         for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
             last, unit = min(first + block, height), 0
             for g in range(groups):
@@ -480,35 +505,56 @@ def best_gemm(rows: int, lanes: int, terms: int, dtype) -> tuple[int, int, int]:
     return min(choices)[2:]
 
 
+GEMM = fields(
+    "rows columns terms a a_slot a_image a_row a_term b b_slot b_image b_term b_column c c_slot c_image c_row "
+    "panel panel_slot turned row_shares bias relu mask mask_slot mask_image mask_row"
+)  # fmt: skip
+
+
 def gemm(R, V, W, T):
-    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :], b's columns packed into a panel if that pays."""
+    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :].
+
+    b's columns are packed into a panel (unless its address is 0): where many rows share them, and where b is `turned`, so
+    that the numbers side by side in memory are the terms. Then bias, ReLU and ReLU's mask as in `conv`.
+    """
     N, LANES = R * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, terms = get(row, 0), get(row, 1), get(row, 2)
-        a, a_row, a_term = pointer(get(row, 3), T), get(row, 5), get(row, 6)
-        b, b_term = pointer(get(row, 7), T), get(row, 9)
-        c, c_row = pointer(get(row, 10), T), get(row, 12)
-        panel, packed, row_shares = pointer(get(row, 13) + slot * get(row, 14), T), get(row, 14), get(row, 15)
-        ao, bo, co = image * get(row, 4), image * get(row, 8), image * get(row, 11)
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row, a_term = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row), get(row, GEMM.a_term)
+        b, b_term, b_column = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term), get(row, GEMM.b_column)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        packed, row_shares = get(row, GEMM.panel), get(row, GEMM.row_shares)
+        panel = pointer(packed + slot * get(row, GEMM.panel_slot), T)
+        bias, relus, mask = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask)
+        passed, passed_row = place(row, GEMM.mask, image, slot, T), get(row, GEMM.mask_row)
         block_shares = shares // row_shares
         begin, end = rows * (share // block_shares) // row_shares, rows * (share // block_shares + 1) // row_shares
         blocks = (columns + LANES - 1) // LANES
         for block in range(share % block_shares, blocks, block_shares):
             o = min(block * LANES, columns - LANES)
-            w, start, step = b, bo + o, b_term
+            w, start, step = b, o, b_term
             if packed != 0:
-                for t in range(terms):
-                    stores(panel, t * LANES, 1, 0, 1, 0, V, W, loads(b, bo + o + t * b_term, 1, 0, 1, 0, V, W))
                 w, start, step = panel, 0, LANES
+                if get(row, GEMM.turned) != 0:
+                    transpose(b, o * b_column, b_column, panel, 0, LANES, LANES, terms)
+                else:
+                    for t in range(terms):
+                        stores(panel, t * LANES, 1, 0, 1, 0, V, W, loads(b, o + t * b_term, 1, 0, 1, 0, V, W))
             for i in range(begin, end, R):
                 i = min(i, end - R)
-                acc, p, q = zeros(c, N, W), ao + i * a_row, start
+                acc, p, q = zeros(c, N, W), i * a_row, start
                 for t in range(terms):
                     acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(w, q, 1, 0, 1, 0, V, W))
                     p += a_term
                     q += step
-                stores(c, co + i * c_row + o, R, c_row, 1, 0, V, W, acc)
+                if bias != 0:
+                    acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                if relus != 0:
+                    acc = relu(acc)
+                if mask != 0:
+                    acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
+                stores(c, i * c_row + o, R, c_row, 1, 0, V, W, acc)
 
     return kernel
 
@@ -526,28 +572,32 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
     return min(choices)[2:]
 
 
+DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
+
+
 def dots(R, C, W, T):
-    """R x C dot products side by side: both factors lie along the terms, which fill the lanes."""
+    """R x C dot products side by side: both factors lie along the terms, which fill the lanes. Then bias and ReLU."""
     N = R * C
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, terms = get(row, 0), get(row, 1), get(row, 2)
-        a, a_row = pointer(get(row, 3), T), get(row, 5)
-        b, b_row = pointer(get(row, 7), T), get(row, 8)
-        c, c_row = pointer(get(row, 10), T), get(row, 12)
-        ao, bo, co = image * get(row, 4), image * get(row, 9), image * get(row, 11)
-        high, row_shares = get(row, 13), get(row, 14)  # rows of a that stay in the second cache
+        rows, columns, terms = get(row, DOTS.rows), get(row, DOTS.columns), get(row, DOTS.terms)
+        a, a_row = place(row, DOTS.a, image, slot, T), get(row, DOTS.a_row)
+        b, b_row = place(row, DOTS.b, image, slot, T), get(row, DOTS.b_row)
+        c, c_row = place(row, DOTS.c, image, slot, T), get(row, DOTS.c_row)
+        high, row_shares = get(row, DOTS.stay), get(row, DOTS.row_shares)  # stay: rows of a that stay in the second cache
+        bias, relus = get(row, DOTS.bias), get(row, DOTS.relu)
         column_shares = shares // row_shares
         top, bottom = rows * (share // column_shares) // row_shares, rows * (share // column_shares + 1) // row_shares
-        left, right = columns * (share % column_shares) // column_shares, columns * (share % column_shares + 1) // column_shares
+        blocks = (columns + C - 1) // C  # shared by the tile; the last one is moved back, into a neighbour's if need be: equal numbers
+        left, right = blocks * (share % column_shares) // column_shares * C, blocks * (share % column_shares + 1) // column_shares * C
         whole = terms // W * W
         for first in range(top, bottom, high):
             last = min(first + high, bottom)
             for j in range(left, right, C):
-                j = min(j, right - C)
+                j = min(j, columns - C)
                 for i in range(first, last, R):
                     i = max(min(i, last - R), top)
-                    acc, p, q = zeros(c, N, W), ao + i * a_row, bo + j * b_row
+                    acc, p, q = zeros(c, N, W), i * a_row, j * b_row
                     for t in range(0, whole, W):
                         acc = outer_fma(acc, loads(a, p + t, R, a_row, 1, 0, 1, W), loads(b, q + t, C, b_row, 1, 0, 1, W))
                     totals = sums(acc)
@@ -556,7 +606,9 @@ def dots(R, C, W, T):
                             total = totals[r * C + s]
                             for t in range(whole, terms):
                                 total += get(a, p + r * a_row + t) * get(b, q + s * b_row + t)
-                            put(c, co + (i + r) * c_row + j + s, total)
+                            if bias != 0:
+                                total += get(pointer(bias, T), j + s)
+                            put(c, (i + r) * c_row + j + s, T(0) if relus != 0 and total < 0 else total)
 
     return kernel
 

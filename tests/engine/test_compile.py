@@ -1,0 +1,482 @@
+"""tinynet.compile gives what the engine gives: bit for bit on whole numbers, within derived bounds on real ones."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+import tinynet
+from tinynet import functional as F
+from tinynet import nn, optim
+from tinynet.nn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
+
+# --- networks: every kind of unit, at sizes that no tile divides --------------------------------------------
+
+
+class Residual(Module):
+    """relu(x + conv(relu(conv(x))))"""
+
+    def __init__(self, channels: int, layout: str = "NCHW"):
+        self.first = Conv2d(channels, channels, 3, padding=1, layout=layout)
+        self.second = Conv2d(channels, channels, 3, padding=1, layout=layout)
+
+    def forward(self, x):
+        return F.relu(self.second(F.relu(self.first(x))) + x)
+
+
+class Twice(Module):
+    """One value that three others read."""
+
+    def __init__(self):
+        self.stem, self.left, self.right = Conv2d(3, 8, 3), Conv2d(8, 8, 3, padding=1), Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        return F.relu(self.left(x)) + self.right(x) + x
+
+
+class Functional(Module):
+    """Bias as an op of its own, NHWC, SAME padding: the article's style."""
+
+    def __init__(self):
+        self.weight, self.bias = nn.Parameter(np.zeros((9, 3, 3, 3), np.float32)), nn.Parameter(np.zeros(9, np.float32))
+
+    def forward(self, x):
+        x = F.relu(F.bias_add(F.conv2d(x, self.weight, padding="same", layout="NHWC"), self.bias, layout="NHWC"))
+        return F.flatten(F.max_pool2d(x, 2, padding="same", layout="NHWC"))
+
+
+NETWORKS = {
+    "conv": (lambda: Conv2d(3, 5, 3), (3, 7, 6)),
+    "one channel": (lambda: Conv2d(1, 1, 3, padding=1), (1, 5, 5)),
+    "pooled": (lambda: Sequential(Conv2d(3, 17, 3), ReLU(), MaxPool2d(2)), (3, 11, 9)),
+    "pooled without relu": (lambda: Sequential(Conv2d(2, 4, 3, bias=False), MaxPool2d(2)), (2, 8, 8)),
+    "pooled, then relu": (lambda: Sequential(Conv2d(3, 8, 3, padding=1), MaxPool2d(2), ReLU()), (3, 8, 8)),
+    "two layers": (lambda: Sequential(Conv2d(3, 8, 3), ReLU(), MaxPool2d(2), Conv2d(8, 12, 3, padding=1), ReLU(), MaxPool2d(2)), (3, 14, 15)),
+    "strides": (lambda: Sequential(Conv2d(3, 10, (5, 3), stride=(2, 3), padding=(2, 1)), ReLU(), Conv2d(10, 6, 3, stride=2, padding=1)), (3, 13, 14)),
+    "dilation": (lambda: Sequential(Conv2d(4, 6, 3, dilation=2), ReLU(), Conv2d(6, 5, (2, 3), dilation=(3, 1), padding=2)), (4, 11, 12)),
+    "one-sided padding": (lambda: Sequential(Conv2d(3, 9, 3, padding=((0, 2), (1, 0))), ReLU(), Conv2d(9, 4, 2, padding=((1, 0), (0, 1)))), (3, 7, 8)),
+    "groups": (lambda: Sequential(Conv2d(8, 12, 3, padding=1, groups=2), ReLU(), Conv2d(12, 10, 3, groups=2)), (8, 7, 6)),
+    "depthwise": (lambda: Sequential(Conv2d(3, 20, 1), ReLU(), Conv2d(20, 20, 3, padding=1, groups=20), ReLU(), Conv2d(20, 5, 1)), (3, 7, 9)),
+    "depthwise, stride 2": (lambda: Sequential(Conv2d(6, 6, 3, stride=2, padding=1, groups=6), ReLU(), Conv2d(6, 6, (3, 5), groups=6, padding=2)), (6, 9, 8)),
+    "max-pooling by itself": (lambda: Sequential(MaxPool2d(3, stride=2, padding=1), Conv2d(3, 8, 3, padding=1), ReLU(), MaxPool2d((3, 2), stride=(1, 2))), (3, 12, 11)),
+    "ceil_mode": (lambda: Sequential(Conv2d(3, 5, 2), ReLU(), MaxPool2d(2, ceil_mode=True), AvgPool2d(2, ceil_mode=True)), (3, 8, 10)),
+    "averages": (lambda: Sequential(Conv2d(3, 6, 3), AvgPool2d(2), ReLU(), AvgPool2d(2, stride=1, padding=1, count_include_pad=False)), (3, 10, 10)),
+    "averages with their padding": (lambda: Sequential(Conv2d(3, 6, 3), ReLU(), AvgPool2d(4, stride=2, padding=1)), (3, 10, 10)),
+    "residual": (lambda: Sequential(Conv2d(3, 8, 3, padding=1), ReLU(), Residual(8), Residual(8)), (3, 6, 7)),
+    "branches": (Twice, (3, 9, 8)),
+    "flatten and dense": (lambda: Sequential(Conv2d(3, 6, 3, stride=2), ReLU(), Flatten(), Linear(54, 13), ReLU(), Linear(13, 5)), (3, 8, 8)),
+    "dense alone": (lambda: Sequential(Linear(20, 33), ReLU(), Linear(33, 17), ReLU(), Linear(17, 3)), (20,)),
+    "dense, larger than the cache": (lambda: Sequential(Linear(300, 260), ReLU(), Linear(260, 4)), (300,)),
+    "relu first": (lambda: Sequential(ReLU(), Conv2d(3, 8, 3), Flatten(), ReLU(), Linear(32, 4)), (3, 4, 4)),
+    "NHWC": (lambda: Sequential(Conv2d(3, 8, 3, padding=1, layout="NHWC"), ReLU(), MaxPool2d(2, layout="NHWC"), Residual(8, "NHWC"), Flatten()), (8, 6, 3)),
+    "functional": (Functional, (8, 10, 3)),
+    "many channels": (lambda: Sequential(Conv2d(24, 40, 3, padding=1), ReLU(), Conv2d(40, 128, 1), ReLU(), Conv2d(128, 3, 1)), (24, 5, 5)),
+}  # fmt: skip
+
+
+def made(name: str, rng, whole: bool, dtype=np.float32) -> Module:
+    model = NETWORKS[name][0]()
+    for p in model.parameters():
+        fan_in = max(1, int(np.prod(p.shape[1:])))
+        values = rng.integers(-2, 3, p.shape) if whole else rng.standard_normal(p.shape) / np.sqrt(fan_in)
+        p.data = values.astype(dtype)
+    return model
+
+
+def images(name: str, count: int, rng, whole: bool, dtype=np.float32) -> np.ndarray:
+    shape = (count, *NETWORKS[name][1])
+    return (rng.integers(-2, 3, shape) if whole else rng.standard_normal(shape)).astype(dtype)
+
+
+def all_of(model, call, x, dy_of) -> dict[str, np.ndarray]:
+    """The result and every gradient, of parameters and images."""
+    for p in model.parameters():
+        p.grad = None
+    x = tinynet.Tensor(x, requires_grad=True)
+    y = call(x)
+    y.backward(dy_of(y.shape))
+    return {"result": y.numpy(), "images": x.grad, **{n: p.grad for n, p in model.named_parameters()}}
+
+
+def whole_numbers(shape) -> np.ndarray:
+    return np.random.default_rng(5).integers(-2, 3, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_whole_numbers_come_out_bit_for_bit(name, count):
+    """Sums of small whole numbers are exact in any order, so a difference is a fault of structure."""
+    rng = np.random.default_rng(len(name))
+    model, x = made(name, rng, whole=True), images(name, count, rng, whole=True)
+    fast = tinynet.compile(model)
+    want = all_of(model, model, x, whole_numbers)
+    all_of(model, fast, x, whole_numbers)
+    got = all_of(model, fast, x, whole_numbers)
+    assert "op by op" not in fast.explain(), fast.explain()
+    exact = all(np.abs(a).max(initial=0) < 2**24 for a in want.values())
+    for key in want:
+        if exact:
+            np.testing.assert_array_equal(got[key], want[key], err_msg=key)
+        else:
+            np.testing.assert_allclose(got[key], want[key], rtol=1e-6, err_msg=key)
+
+
+def test_whole_numbers_are_small_enough_to_be_exact():
+    """The test above says nothing where numbers leave the range in which float32 counts one by one."""
+    for name in NETWORKS:
+        rng = np.random.default_rng(len(name))
+        model, x = made(name, rng, whole=True), images(name, 5, rng, whole=True)
+        found = all_of(model, model, x, whole_numbers)
+        assert all(np.abs(a).max() < 2**24 for a in found.values()), name
+
+
+# --- real numbers: bounds, and float64 as the judge ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_real_numbers_are_as_near_to_the_truth_as_the_engine_s(name):
+    """Both are float32; the truth is the same network in float64. An error that rounding in another order explains is of the
+    engine's own size: at most four times as large, or a rounding of the largest result."""
+    rng = np.random.default_rng(len(name))
+    model, x = made(name, rng, whole=False), images(name, 3, rng, whole=False)
+
+    def dy_of(dtype):
+        return lambda shape: np.random.default_rng(3).standard_normal(shape).astype(dtype)
+
+    fast = tinynet.compile(model)
+    eager = all_of(model, model, x, dy_of(np.float32))
+    all_of(model, fast, x, dy_of(np.float32))
+    got = all_of(model, fast, x, dy_of(np.float32))
+    for p in model.parameters():
+        p.data = p.data.astype(np.float64)
+    truth = all_of(model, model, x.astype(np.float64), dy_of(np.float64))
+    for key, want in truth.items():
+        scale = np.abs(want).max()
+        allowed = 4 * np.abs(eager[key] - want).max() + 8 * 2.0**-24 * scale
+        assert np.abs(got[key] - want).max() <= allowed, key
+
+
+def test_float64_is_compiled_too():
+    rng = np.random.default_rng(0)
+    model, x = made("two layers", rng, False, np.float64), images("two layers", 3, rng, False, np.float64)
+    fast = tinynet.compile(model)
+    want = all_of(model, model, x, lambda shape: np.ones(shape))
+    all_of(model, fast, x, lambda shape: np.ones(shape))
+    got = all_of(model, fast, x, lambda shape: np.ones(shape))
+    for key in want:
+        assert got[key].dtype == np.float64
+        np.testing.assert_allclose(got[key], want[key], rtol=1e-12, atol=1e-12)
+
+
+# --- whole training steps ---------------------------------------------------------------------------------------
+
+
+def classifier(dtype=np.float32) -> Module:
+    tinynet.manual_seed(1)
+    model = Sequential(Conv2d(3, 8, 3), ReLU(), MaxPool2d(2), Conv2d(8, 6, 3, padding=1), ReLU(), MaxPool2d(2), Flatten(), Linear(54, 20), ReLU(), Linear(20, 5))
+    for p in model.parameters():
+        p.data = p.data.astype(dtype)
+    return model
+
+
+def training(model, optimizer, loss_of=lambda output, y: F.cross_entropy(output, y)):
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = loss_of(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+OPTIMIZERS = {
+    "SGD": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
+    "Nesterov": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "Adam": lambda p: optim.Adam(p, lr=1e-2, weight_decay=1e-2),
+    "AdamW": lambda p: optim.AdamW(p, lr=1e-2, weight_decay=1e-1),
+}
+LOSSES = {
+    "cross_entropy": lambda output, y: F.cross_entropy(output, y),
+    "summed": lambda output, y: F.cross_entropy(output, y, reduction="sum"),
+    "log_softmax": lambda output, y: F.nll_loss(F.log_softmax(output), y),
+    "log of softmax": lambda output, y: F.nll_loss(F.softmax(output).log(), y),
+}
+
+
+def batch(count=6, dtype=np.float32):
+    rng = np.random.default_rng(2)
+    return rng.standard_normal((count, 3, 14, 14)).astype(dtype), rng.integers(0, 5, count)
+
+
+def ten_steps(make_optimizer, compiled: bool, dtype=np.float32, loss_of=LOSSES["cross_entropy"], count=6):
+    model = classifier(dtype)
+    step = training(model, make_optimizer(list(model.parameters())), loss_of)
+    step = tinynet.compile(step) if compiled else step
+    losses = [step(*batch(count, dtype)).item() for _ in range(10)]
+    if compiled:
+        assert "op by op" not in step.explain(), step.explain()
+    return losses, model.state_dict()
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_ten_steps_lead_to_the_same_weights(optimizer, count):
+    make = OPTIMIZERS[optimizer]
+    (_, truth), (eager_losses, eager), (losses, got) = ten_steps(make, False, np.float64, count=count), ten_steps(make, False, count=count), ten_steps(make, True, count=count)
+    np.testing.assert_allclose(losses, eager_losses, rtol=1e-4, atol=1e-5)
+    for name in truth:
+        error, own = np.abs(got[name] - truth[name]).max(), np.abs(eager[name] - truth[name]).max()
+        assert error <= 4 * own + 1e-5 * np.abs(truth[name]).max(), name
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_leads_to_the_same_weights(loss):
+    make = OPTIMIZERS["SGD"]
+    (a, eager), (b, got) = ten_steps(make, False, loss_of=LOSSES[loss]), ten_steps(make, True, loss_of=LOSSES[loss])
+    np.testing.assert_allclose(b, a, rtol=1e-4)
+    for name in eager:
+        np.testing.assert_allclose(got[name], eager[name], rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_a_step_are_there_when_asked_for():
+    one, two = classifier(), classifier()
+    steps = [training(m, optim.SGD(m.parameters(), lr=0.0)) for m in (one, two)]
+    steps[1] = tinynet.compile(steps[1])
+    for _ in range(2):
+        for step in steps:
+            step(*batch())
+    for p, q in zip(one.parameters(), two.parameters()):
+        np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_add_up_without_zero_grad():
+    model = classifier()
+
+    @tinynet.compile
+    def gradients(x, y):
+        F.cross_entropy(model(x), y).backward()
+
+    gradients(*batch())
+    once = [p.grad.copy() for p in model.parameters()]
+    gradients(*batch())
+    for p, g in zip(model.parameters(), once):
+        np.testing.assert_allclose(p.grad, 2 * g, rtol=1e-5, atol=1e-7)
+        p.grad = None
+    gradients(*batch())
+    for p, g in zip(model.parameters(), once):
+        np.testing.assert_allclose(p.grad, g, rtol=1e-5, atol=1e-7)
+
+
+def test_an_optimiser_that_finds_older_gradients_adds_to_them():
+    weights = []
+    for compiled in (False, True):
+        model = classifier()
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x, y):
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        step = tinynet.compile(step) if compiled else step
+        for _ in range(3):
+            step(*batch())
+        weights.append(model.state_dict())
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[1][name], weights[0][name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_learning_rate_is_the_optimiser_s_of_the_moment():
+    model = classifier()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    step = tinynet.compile(training(model, optimizer))
+    step(*batch()), step(*batch())
+    optimizer.lr = 0.0
+    before = model.state_dict()
+    step(*batch())
+    assert all((model.state_dict()[n] == before[n]).all() for n in before)
+
+
+def test_a_wrong_class_is_an_error_and_changes_no_weight():
+    model = classifier()
+    step = tinynet.compile(training(model, optim.Adam(model.parameters())))
+    x, y = batch()
+    step(x, y), step(x, y)
+    before = model.state_dict()
+    with pytest.raises(ValueError, match="cross_entropy: classes run from 0 to 4; target holds 0 to 5"):
+        step(x, np.array([0, 5, 1, 1, 1, 1]))
+    assert all((model.state_dict()[n] == before[n]).all() for n in before)
+    step(x, y)  # and the next step is none the worse
+
+
+# --- what changes between calls ------------------------------------------------------------------------------------
+
+
+def test_parameters_that_others_change_are_seen():
+    model, (x, _) = classifier(), batch()
+    fast = tinynet.compile(model)
+    with tinynet.no_grad():
+        fast(x)
+        model.load_state_dict({n: 2 * a for n, a in model.state_dict().items()})
+        np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+        for p in model.parameters():
+            p.data[...] *= 0.5  # in place, behind everybody's back
+        np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+        for p in model.parameters():
+            p.data = -p.data  # other memory
+        np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_new_shapes_dtypes_and_modes_are_captured_anew_in_a_bounded_cache():
+    model = Sequential(Conv2d(3, 4, 3), ReLU())
+    fast = tinynet.compile(model, most=3)
+    with tinynet.no_grad():
+        for size in (5, 6, 7, 8, 9):
+            for _ in range(2):
+                x = np.random.default_rng(size).standard_normal((2, 3, size, size)).astype(np.float32)
+                np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+    assert len(fast.plans) == 3
+
+
+def test_the_training_mode_chooses_the_plan():
+    class Moody(Module):
+        def __init__(self):
+            self.conv = Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return F.relu(x) if self.training else x
+
+    model, x = Moody(), batch()[0]
+    fast = tinynet.compile(model)
+    with tinynet.no_grad():
+        for mode in (True, False, True, False):
+            model.train(mode)
+            np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_results_belong_to_the_caller():
+    model, (x, _) = classifier(), batch()
+    fast = tinynet.compile(model)
+    with tinynet.no_grad():
+        fast(x)
+        first = fast(x)
+        kept = first.numpy().copy()
+        fast(2 * x)
+    np.testing.assert_array_equal(first.numpy(), kept)
+
+
+def test_two_graphs_of_one_compiled_model_do_not_disturb_each_other():
+    model = Sequential(Conv2d(3, 4, 3), ReLU(), Conv2d(4, 2, 3))
+    fast = tinynet.compile(model)
+    a, b = (np.random.default_rng(i).standard_normal((2, 3, 7, 7)).astype(np.float32) for i in (0, 1))
+    fast(a)
+    first, second = fast(a), fast(b)
+    (second.sum() * 0).backward()
+    first.sum().backward()
+    got = [p.grad.copy() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = None
+    model(a).sum().backward()
+    for p, g in zip(model.parameters(), got):
+        np.testing.assert_allclose(g, p.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_two_threads_may_call_at_once():
+    model = classifier()
+    fast = tinynet.compile(model)
+    inputs = [np.random.default_rng(i).standard_normal((4, 3, 14, 14)).astype(np.float32) for i in range(4)]
+    with tinynet.no_grad():
+        fast(inputs[0])
+        want = [fast(x).numpy() for x in inputs]
+    wrong = []
+
+    def work(i):
+        with tinynet.no_grad():
+            wrong.extend(i for _ in range(200) if not (fast(inputs[i]).numpy() == want[i]).all())
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    [w.start() for w in workers], [w.join() for w in workers]
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_works():
+    model = classifier()
+    step = tinynet.compile(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    step(*batch()), step(*batch())
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, np.float64(step(*batch()).item()).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert np.frombuffer(os.read(reading, 8))[0] == step(*batch()).item()
+
+
+def test_the_number_of_threads_changes_no_bit():
+    import numba
+
+    found = []
+    before = numba.get_num_threads()
+    try:
+        for count in sorted({1, before}):
+            numba.set_num_threads(count)
+            found.append(ten_steps(OPTIMIZERS["Adam"], True, count=7)[1])
+    finally:
+        numba.set_num_threads(before)
+    for name in found[0]:
+        np.testing.assert_array_equal(found[0][name], found[-1][name])
+
+
+# --- what is no program -----------------------------------------------------------------------------------------------
+
+
+def reason(function, *arguments) -> str:
+    """Why it runs op by op; and it must give what the function gives."""
+    fast = tinynet.compile(function)
+    for _ in range(2):
+        np.testing.assert_allclose(np.asarray(fast(*arguments)), np.asarray(function(*arguments)), rtol=1e-6)
+    text = fast.explain()
+    assert "op by op" in text
+    return text
+
+
+def test_what_can_not_be_replayed_runs_as_always_and_says_why():
+    x = np.ones((2, 3, 5, 5), np.float32)
+    weight, narrow = np.ones((4, 3, 3, 3), np.float32), np.ones((6, 1, 3, 3), np.float32)
+    assert "sqrt" in reason(lambda x: tinynet.Tensor(x).sqrt(), x)
+    assert "groups of fewer than 4" in reason(lambda x: F.conv2d(x, narrow, groups=3), x)
+    assert "reads the values" in reason(lambda x: F.relu(x) if F.relu(x).numpy().max() > 0 else x, x)
+    assert "makes for itself" in reason(lambda x: F.conv2d(x, np.ones((4, 3, 3, 3), np.float32)), x)
+    assert "number for an input" in reason(lambda x: F.conv2d(x, weight) * 2.0, x)
+    with tinynet.use(conv2d="reference"):
+        assert "chosen by hand" in reason(lambda x: F.conv2d(x, weight), x)
+
+
+def test_wrong_arguments_are_refused_in_plain_words():
+    with pytest.raises(ValueError, match="math must be one of 'strict', 'winograd'; got 'fast'"):
+        tinynet.compile(lambda x: x, math="fast")
+    with pytest.raises(TypeError, match="expected a Module or a function; got int"):
+        tinynet.compile(3)
+    with pytest.raises(TypeError, match="an argument is a set"):
+        tinynet.compile(lambda x: x)({1})
+    fast = tinynet.compile(Conv2d(3, 4, 3))
+    with pytest.raises(ValueError, match="conv2d"):
+        fast(np.ones((2, 5, 8, 8), np.float32))
+
+
+def test_explain_names_what_runs_as_one_kernel():
+    fast = tinynet.compile(classifier())
+    assert fast.explain() == "nothing is captured yet: call it once"
+    with tinynet.no_grad():
+        fast(batch()[0])
+    assert "conv2d + bias + relu + max_pool2d" in fast.explain() and "linear + bias + relu" in fast.explain()
