@@ -29,6 +29,7 @@ from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_simd, threads
 from tinynet.kernels.cpu import tiles_winograd as kernels
 from tinynet.kernels.cpu.images import Images, shared
+from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch, table_of
 from tinynet.kernels.cpu.tiles import widths
 from tinynet.kernels.cpu.tiles_winograd import Tiles
@@ -57,11 +58,6 @@ def _takes(m: int, weight, stride, dilation, groups, y: Images) -> bool:
 
 
 # --- calls as programs --------------------------------------------------------------------------------------------------
-
-
-def _lanes(channels: int) -> int:
-    """Channels of an image as the kernels want them: those that are not there are 0."""
-    return 4 if channels <= 4 else ceil(channels / 8) * 8
 
 
 def _width(lanes: int, dtype) -> int:
@@ -93,7 +89,7 @@ class _Places:
 
 def _enter(x: Images, high: int, wide: int, top: int, left: int, y: tuple[int, int, int]) -> list[int]:
     """The row that brings images in, after `top` rows and `left` columns of zeros, as high x wide x lanes."""
-    numbers = dict(high=high, wide=wide, lanes=_lanes(x.channels), top=top, left=left, rows=x.rows, columns=x.columns, channels=x.channels)
+    numbers = dict(high=high, wide=wide, lanes=lanes_of(x.channels), top=top, left=left, rows=x.rows, columns=x.columns, channels=x.channels)
     places = dict(x=x.address, x_image=x.image, x_row=x.row, x_column=x.column, x_channel=x.channel, y=y)
     return named(compiled(kernels.enter_lanes, x.array.dtype.type), kernels.ENTER, numbers | places)
 
@@ -106,7 +102,7 @@ def _play(phases: list) -> None:
 def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, flip: bool) -> None:
     """y = x, after `top` rows and `left` columns of zeros, convolved; flip: with the weights of the images' gradient."""
     weight, dtype, item, slots = np.ascontiguousarray(weight), x.array.dtype.type, x.item, threads.count()
-    channels, lanes, high, wide = _lanes(x.channels), _lanes(y.channels), y.rows + 2, y.columns + 2
+    channels, lanes, high, wide = lanes_of(x.channels), lanes_of(y.channels), y.rows + 2, y.columns + 2
     tiles, w = Tiles(m, y.rows, y.columns, channels, lanes, dtype), _width(lanes, dtype)
     chunks, shares = shared(x.n, y.rows)
     places = _Places(x.n, shares > 1)
@@ -156,7 +152,7 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
         return conv2d_simd.conv2d_dw(dy.array, x.array, weight_shape=weight_shape, **window, out=out)
     (top, _), (left, _) = window["padding"]
     dtype, item, slots = x.array.dtype.type, x.item, threads.count()
-    channels, lanes, high, wide = _lanes(x.channels), _lanes(dy.channels), ceil(dy.rows / m) * m, ceil(dy.columns / m) * m
+    channels, lanes, high, wide = lanes_of(x.channels), lanes_of(dy.channels), ceil(dy.rows / m) * m, ceil(dy.columns / m) * m
     tiles, w = Tiles(m, dy.rows, dy.columns, channels, lanes, dtype, gradient=True), _width(lanes, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     size = (m + 2) ** 2 * channels * lanes

@@ -32,7 +32,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.program import LINE, fields, lines
 from tinynet.kernels.cpu.simd import TARGET, add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
-from tinynet.kernels.cpu.tiles import LEAST_LANES, _copy, _transpose, _zero, place, widths
+from tinynet.kernels.cpu.tiles import LEAST_LANES, copy, place, transpose, widths, zero
 
 B = {
     2: ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1)),
@@ -109,20 +109,20 @@ def weights_in(M, W, T):
     Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
     backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot.
     """
-    MATRICES, F = (M + 2) ** 2, WEIGHTS
+    MATRICES = (M + 2) ** 2
 
     def kernel(row, image, slot, chunk, share, shares):
-        terms, count, lanes = get(row, F.terms), get(row, F.count), get(row, F.lanes)
-        w, w_term, w_lane = pointer(get(row, F.w), T), get(row, F.w_term), get(row, F.w_lane)
-        u, taps = pointer(get(row, F.u), T), pointer(get(row, F.taps) + slot * get(row, F.taps_slot), T)
-        first, step = (8 * W, -W) if get(row, F.flip) != 0 else (0, W)
+        terms, count, lanes = get(row, WEIGHTS.terms), get(row, WEIGHTS.count), get(row, WEIGHTS.lanes)
+        w, w_term, w_lane = pointer(get(row, WEIGHTS.w), T), get(row, WEIGHTS.w_term), get(row, WEIGHTS.w_lane)
+        u, taps = pointer(get(row, WEIGHTS.u), T), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
+        first, step = (8 * W, -W) if get(row, WEIGHTS.flip) != 0 else (0, W)
         for term in range(terms * share // shares, terms * (share + 1) // shares):
             for o in range(0, lanes, W):
                 o = min(o, lanes - W)
                 there = max(0, min(W, count - o))
                 if there < W:
-                    _zero(taps, 0, 9 * W)
-                _transpose(w, term * w_term + o * w_lane, w_lane, taps, 0, W, there, 9)
+                    zero(taps, 0, 9 * W)
+                transpose(w, term * w_term + o * w_lane, w_lane, taps, 0, W, there, 9)
                 stores(u, term * lanes + o, MATRICES, terms * lanes, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
 
     return kernel
@@ -136,13 +136,13 @@ def weights_out(M, W, T):
 
     Shares split the terms, the canonical weights' input channels. taps: scratch memory, 9 * W * terms elements a slot.
     """
-    MATRICES, TAPS, F = (M + 2) ** 2, 9 * W, WEIGHTS_OUT
+    MATRICES, TAPS = (M + 2) ** 2, 9 * W
 
     def kernel(row, image, slot, chunk, share, shares):
-        terms, count, lanes = get(row, F.terms), get(row, F.count), get(row, F.lanes)
-        sums, chunks, sums_chunk = get(row, F.sums), get(row, F.chunks), get(row, F.sums_chunk)
-        w, taps = pointer(get(row, F.w), T), pointer(get(row, F.taps) + slot * get(row, F.taps_slot), T)
-        pitch = get(row, F.channels) * lanes
+        terms, count, lanes = get(row, WEIGHTS_OUT.terms), get(row, WEIGHTS_OUT.count), get(row, WEIGHTS_OUT.lanes)
+        sums, chunks, sums_chunk = get(row, WEIGHTS_OUT.sums), get(row, WEIGHTS_OUT.chunks), get(row, WEIGHTS_OUT.sums_chunk)
+        w, taps = pointer(get(row, WEIGHTS_OUT.w), T), pointer(get(row, WEIGHTS_OUT.taps) + slot * get(row, WEIGHTS_OUT.taps_slot), T)
+        pitch = get(row, WEIGHTS_OUT.channels) * lanes
         begin, end = terms * share // shares, terms * (share + 1) // shares
         for o in range(0, lanes, W):
             o = min(o, lanes - W)
@@ -152,7 +152,7 @@ def weights_out(M, W, T):
                 for c in range(1, chunks):
                     total = add(total, loads(pointer(sums + c * sums_chunk, T), at, MATRICES, pitch, 1, 0, 1, W))
                 stores(taps, (term - begin) * TAPS, 9, W, 1, 0, 1, W, to_weights(total, M))
-            _transpose(taps, 0, W, w, (o * terms + begin) * 9, terms * 9, (end - begin) * 9, max(0, min(W, count - o)))
+            transpose(taps, 0, W, w, (o * terms + begin) * 9, terms * 9, (end - begin) * 9, max(0, min(W, count - o)))
 
     return kernel
 
@@ -178,26 +178,26 @@ def winograd(M, R, V, W, X, POOL, T):
 
     Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
     """
-    N, SIDE, LANES, WINDOWS, F = R * V, M + 2, V * W, M // 2, WINOGRAD
+    N, SIDE, LANES, WINDOWS = R * V, M + 2, V * W, M // 2
     MATRICES = SIDE**2
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, block = get(row, F.rows), get(row, F.columns), get(row, F.block)
-        channels, terms, lanes = get(row, F.channels), get(row, F.terms), get(row, F.lanes)
-        x, iy, ix = place(row, F.x, image, slot, T), get(row, F.iy), get(row, F.ix)
-        u, bias, relus = pointer(get(row, F.u), T), get(row, F.bias), get(row, F.relu)
-        work, v_pitch, m_pitch = pointer(get(row, F.work) + slot * get(row, F.work_slot), T), get(row, F.v_pitch), get(row, F.m_pitch)
-        y, oy, ox = place(row, F.y, image, slot, T), get(row, F.oy), get(row, F.ox)
-        add_to, mask, asked = get(row, F.add), get(row, F.mask), get(row, F.winner)
-        before, before_y, before_x = place(row, F.add, image, slot, T), get(row, F.add_y), get(row, F.add_x)
-        passed, passed_y, passed_x = place(row, F.mask, image, slot, T), get(row, F.mask_y), get(row, F.mask_x)
-        winner = pointer(asked + slot * get(row, F.y_slot) + image * get(row, F.y_image), T)
+        rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
+        channels, terms, lanes = get(row, WINOGRAD.channels), get(row, WINOGRAD.terms), get(row, WINOGRAD.lanes)
+        x, iy, ix = place(row, WINOGRAD.x, image, slot, T), get(row, WINOGRAD.iy), get(row, WINOGRAD.ix)
+        u, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
+        work, v_pitch, m_pitch = pointer(get(row, WINOGRAD.work) + slot * get(row, WINOGRAD.work_slot), T), get(row, WINOGRAD.v_pitch), get(row, WINOGRAD.m_pitch)
+        y, oy, ox = place(row, WINOGRAD.y, image, slot, T), get(row, WINOGRAD.oy), get(row, WINOGRAD.ox)
+        add_to, mask, asked = get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
+        before, before_y, before_x = place(row, WINOGRAD.add, image, slot, T), get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x)
+        passed, passed_y, passed_x = place(row, WINOGRAD.mask, image, slot, T), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
+        winner = pointer(asked + slot * get(row, WINOGRAD.y_slot) + image * get(row, WINOGRAD.y_image), T)
 
         # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
         # one share does both, in order, so that the result does not depend on who is first.
         whole, blocks, across, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, MATRICES * v_pitch
         begin, end, first_block, last_block = whole * share // shares, whole * (share + 1) // shares, 0, blocks
-        if get(row, F.by_lanes) != 0:
+        if get(row, WINOGRAD.by_lanes) != 0:
             begin, end, first_block, last_block = 0, whole, blocks * share // shares, blocks * (share + 1) // shares
         if begin < end == whole:
             end = (rows + M - 1) // M
@@ -259,15 +259,15 @@ def winograd_dw(M, R, V, W, X, T):
     of the windows of such outputs). R divides `channels`, V * W `lanes`: R x V * W sums are in registers. Shares split the
     (M + 2)^2 matrices, for which each transforms the images again. work: as in `winograd`.
     """
-    SIDE, LANES, F = M + 2, V * W, WINOGRAD_DW
+    SIDE, LANES = M + 2, V * W
     MATRICES = SIDE**2
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, block, channels, lanes = get(row, F.rows), get(row, F.columns), get(row, F.block), get(row, F.channels), get(row, F.lanes)
-        x, iy, ix = place(row, F.x, image, slot, T), get(row, F.iy), get(row, F.ix)
-        dy, gy, gx = place(row, F.dy, image, slot, T), get(row, F.gy), get(row, F.gx)
-        work, v_pitch, m_pitch = pointer(get(row, F.work) + slot * get(row, F.work_slot), T), get(row, F.v_pitch), get(row, F.m_pitch)
-        sums = pointer(get(row, F.sums) + chunk * get(row, F.sums_chunk), T)
+        rows, columns, block, channels, lanes = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block), get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.lanes)
+        x, iy, ix = place(row, WINOGRAD_DW.x, image, slot, T), get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix)
+        dy, gy, gx = place(row, WINOGRAD_DW.dy, image, slot, T), get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
+        work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
+        sums = pointer(get(row, WINOGRAD_DW.sums) + chunk * get(row, WINOGRAD_DW.sums_chunk), T)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         for top in range(0, down, block):
             tiles = min(block, down - top) * across
@@ -301,28 +301,27 @@ ENTER = fields("high wide lanes top left rows columns channels x x_image x_row x
 
 def enter_lanes(T):
     """y, high x wide x lanes: x, whose first pixel comes to (top, left), and zeros. Shares split y's rows."""
-    F = ENTER
 
     def kernel(row, image, slot, chunk, share, shares):
-        high, wide, lanes = get(row, F.high), get(row, F.wide), get(row, F.lanes)
-        top, left, rows, columns, channels = get(row, F.top), get(row, F.left), get(row, F.rows), get(row, F.columns), get(row, F.channels)
-        x, x_row, x_column, x_channel = pointer(get(row, F.x), T), get(row, F.x_row), get(row, F.x_column), get(row, F.x_channel)
-        y, first = place(row, F.y, image, slot, T), image * get(row, F.x_image)
+        high, wide, lanes = get(row, ENTER.high), get(row, ENTER.wide), get(row, ENTER.lanes)
+        top, left, rows, columns, channels = get(row, ENTER.top), get(row, ENTER.left), get(row, ENTER.rows), get(row, ENTER.columns), get(row, ENTER.channels)
+        x, x_row, x_column, x_channel = pointer(get(row, ENTER.x), T), get(row, ENTER.x_row), get(row, ENTER.x_column), get(row, ENTER.x_channel)
+        y, first = place(row, ENTER.y, image, slot, T), image * get(row, ENTER.x_image)
         for i in range(high * share // shares, high * (share + 1) // shares):
             to, there = i * wide * lanes, i >= top and i < top + rows
             if not there or channels < lanes:
-                _zero(y, to, wide * lanes)
+                zero(y, to, wide * lanes)
             if there:
                 source, target = first + (i - top) * x_row, to + left * lanes
-                _zero(y, to, left * lanes)
-                _zero(y, target + columns * lanes, (wide - left - columns) * lanes)
+                zero(y, to, left * lanes)
+                zero(y, target + columns * lanes, (wide - left - columns) * lanes)
                 if x_channel != 1:
-                    _transpose(x, source, x_channel, y, target, lanes, channels, columns)
+                    transpose(x, source, x_channel, y, target, lanes, channels, columns)
                 elif channels == lanes:
-                    _copy(x, source, y, target, columns * lanes)
+                    copy(x, source, y, target, columns * lanes)
                 else:
                     for j in range(columns):
-                        _copy(x, source + j * x_column, y, target + j * lanes, channels)
+                        copy(x, source + j * x_column, y, target + j * lanes, channels)
 
     return kernel
 
@@ -332,18 +331,17 @@ LEAVE = fields("rows columns lanes channels x x_slot x_image y y_image y_row y_c
 
 def leave_lanes(T):
     """The inverse: y's channels out of x, rows x columns x lanes. Shares split the rows."""
-    F = LEAVE
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, lanes, channels = get(row, F.rows), get(row, F.columns), get(row, F.lanes), get(row, F.channels)
-        x, y, first = place(row, F.x, image, slot, T), pointer(get(row, F.y), T), image * get(row, F.y_image)
-        y_row, y_column, y_channel = get(row, F.y_row), get(row, F.y_column), get(row, F.y_channel)
+        rows, columns, lanes, channels = get(row, LEAVE.rows), get(row, LEAVE.columns), get(row, LEAVE.lanes), get(row, LEAVE.channels)
+        x, y, first = place(row, LEAVE.x, image, slot, T), pointer(get(row, LEAVE.y), T), image * get(row, LEAVE.y_image)
+        y_row, y_column, y_channel = get(row, LEAVE.y_row), get(row, LEAVE.y_column), get(row, LEAVE.y_channel)
         begin, end = rows * share // shares, rows * (share + 1) // shares
         if y_channel != 1:
-            _transpose(x, begin * columns * lanes, lanes, y, first + begin * y_row, y_channel, (end - begin) * columns, channels)
+            transpose(x, begin * columns * lanes, lanes, y, first + begin * y_row, y_channel, (end - begin) * columns, channels)
         else:
             for i in range(begin, end):
                 for j in range(columns):
-                    _copy(x, (i * columns + j) * lanes, y, first + i * y_row + j * y_column, channels)
+                    copy(x, (i * columns + j) * lanes, y, first + i * y_row + j * y_column, channels)
 
     return kernel
