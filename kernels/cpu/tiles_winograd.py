@@ -9,12 +9,13 @@ M = 4). Evaluating and interpolating are small constant matrices, so for a tile 
 
 The sum over channels is taken between the brackets, where * is elementwise: so it is (M + 2)^2 matrix products, tiles
 x channels by channels x lanes, which run at the processor's peak. The transforms are additions for the most part, and cost
-a third of that where there are 32 channels, and less where there are more. Matrices: A. Lavin, S. Gray, "Fast Algorithms
-for Convolutional Neural Networks", arXiv:1509.09308, 2015; for M = 2 and 4, with 2.25 and 4 times fewer multiplications.
+a quarter of that from 32 to 64 channels, less where there are more, and too much where there are fewer than 16. Matrices:
+A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308, 2015.
 
 The price is accuracy: B^T d B subtracts neighbours, and A^T weighs what is left by up to 64, so an output has errors of the
-size of its neighbours' terms. Measured on reals, M = 4 loses 2 to 3 bits to a direct sum, M = 2 half a bit;
-conv2d_winograd.py derives what can be promised. A NaN or an infinity spreads over its whole tile.
+size of its neighbours' terms. Measured on reals, M = 4 loses 2 to 2.5 bits to a direct sum (one channel: nearly 4); M = 2 loses
+none from 8 channels on, for its sums are shorter. conv2d_winograd.py derives what can be promised. A NaN or an infinity
+spreads over its whole tile.
 
 Kernels here read and write NHWC images whose channels are `lanes`: a multiple of 8, or 4, those that are not there 0. The
 last tile of a row or column is moved back until it fits, so a reader meets no pixel beyond the windows of its outputs; only
