@@ -1,6 +1,6 @@
 """One process a peer: frameworks don't share threads, allocators or floating-point modes with each other.
 
-`PeerProcess` is the parent's side, `_begin` and `_call` run in the process. The environment
+`OwnProcess` and `PeerProcess` are the parent's side, `_begin` and `_call` run in the process. The environment
 (thread limits, KERAS_BACKEND) is set before the process starts, so before anything is imported.
 A process that crashes or doesn't answer in time is reported as `PeerFailed` and killed; the others go on.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -52,20 +53,21 @@ def environment(variables: dict[str, str]):
                 os.environ[name] = value
 
 
-class PeerProcess:
-    def __init__(self, name: str, threads: int, log: Path, timeout: float = 120):
-        self.name = name
+class OwnProcess:
+    """A process that runs functions one after the other; `begin(*arguments)` is its first."""
+
+    def __init__(self, variables: dict[str, str], begin: Callable, arguments: tuple, log: Path, timeout: float = 120):
         log.write_text("")  # of this run alone
-        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_begin, initargs=(name, str(log)))
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=begin, initargs=arguments)
         others = set(active_children())
-        with environment({**limits(threads), **make(name).environment}):
+        with environment(variables):
             answer = self.pool.submit(os.getpid)
         self.started = set(active_children()) - others  # known before it answers, so that one that hangs can be ended
         self._wait(answer, timeout)
 
-    def call(self, function: str, *args, timeout: float = 600):
-        """Runs a function of this file in the peer's process. Raises PeerFailed."""
-        return self._wait(self.pool.submit(_call, function, args), timeout)
+    def submit(self, function: Callable, *args, timeout: float = 600):
+        """What the function of a module returns in the process. Raises PeerFailed."""
+        return self._wait(self.pool.submit(function, *args), timeout)
 
     def _wait(self, future, timeout: float):
         try:
@@ -92,6 +94,16 @@ class PeerProcess:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
+class PeerProcess(OwnProcess):
+    def __init__(self, name: str, threads: int, log: Path, timeout: float = 120):
+        super().__init__({**limits(threads), **make(name).environment}, _begin, (name, str(log)), log, timeout)
+        self.name = name
+
+    def call(self, function: str, *args, timeout: float = 600):
+        """Runs a function of this file in the peer's process. Raises PeerFailed."""
+        return self.submit(_call, function, args, timeout=timeout)
+
+
 # --- in the peer's process --------------------------------------------------------------------------
 
 _name = ""
@@ -103,7 +115,11 @@ _calls: dict[tuple, object] = {}
 def _begin(name: str, log: str) -> None:
     global _name
     _name = name
-    # What a framework prints belongs to its log, not between our progress bars.
+    write_to(log)
+
+
+def write_to(log: str) -> None:
+    """What a framework prints belongs to its log, not between our progress bars."""
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(target, 1)
     os.dup2(target, 2)

@@ -30,13 +30,13 @@ def _choice(text: str, allowed, what: str, only_one: bool = False) -> tuple[str,
     return chosen
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def _sizes(text: str, most: int = 1437) -> tuple[int, ...]:
     try:
         sizes = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         sizes = ()
-    if not sizes or not all(1 <= s <= 1437 for s in sizes):
-        raise typer.BadParameter(f"batch sizes must be numbers from 1 to 1437, separated by commas; got {text!r}")
+    if not sizes or not all(1 <= s <= most for s in sizes):
+        raise typer.BadParameter(f"batch sizes must be numbers from 1 to {most}, separated by commas; got {text!r}")
     return sizes
 
 
@@ -245,6 +245,55 @@ def kernels(
     raise typer.Exit(0 if all(r.seconds is not None and not r.impossible for _, _, r in found) else 1)
 
 
+@bench.command("networks")
+def bench_networks(
+    networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck; all if left out (keras and pytorch are one architecture)")] = "",
+    batch_sizes: Annotated[str, typer.Option(help="images in a batch, up to 4096; 1,32,128 if left out, for the article's networks 512 too")] = "",
+    kinds: Annotated[str, typer.Option(help="forward,training; both if left out")] = "",
+    contestants: Annotated[str, typer.Option(help="names like tinynet-compiled,torch-eager,onnxruntime; all if left out")] = "",
+    threads: Annotated[int, typer.Option(min=1, help="for every contestant; the machine's cores if left out")] = os.cpu_count() or 1,
+    rounds: Annotated[int, typer.Option(min=3, help="in which all take turns")] = 7,
+    growth: Annotated[bool, typer.Option("--growth", help="images a second from 1 to 4096 images, of tinynet-compiled alone if no contestants are named")] = False,
+    logs: Annotated[Path, typer.Option(file_okay=False, help="folder for what the contestants print")] = Path("out/bench"),
+    as_json: Annotated[bool, typer.Option("--json", help="print the result, with all samples, as JSON on standard output")] = False,
+) -> None:
+    """Whole networks, forward and training, on tinynet and on everything else: proved, timed in turns, beside the targets."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tinynet.bench import tables
+    from tinynet.bench.networks import GROWTH, KINDS, Run, Settings
+    from tinynet.bench.peers import CONTESTANTS
+    from tinynet.bench.zoo import NETWORKS
+    from tinynet.compare.report import as_json as to_json
+
+    settings = Settings(
+        networks=_choice(networks, list(NETWORKS), "network"),
+        kinds=_choice(kinds, list(KINDS), "kind"),
+        contestants=("tinynet-compiled",) if growth and not contestants else _choice(contestants, list(CONTESTANTS), "contestant"),
+        sizes=_sizes(batch_sizes, most=GROWTH[-1]) if batch_sizes else GROWTH if growth else (),
+        rounds=rounds,
+        threads=threads,
+    )
+    console = Console()
+
+    def show(table: dict) -> None:
+        if not as_json:
+            console.print(tables.growth(table) if growth else tables.times(table))
+            for line in tables.lines(table):
+                console.print(line)
+
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=terminal) as progress:
+        bar = progress.add_task("starting", total=1)
+        run = Run(settings, logs, lambda stage, done, of: progress.update(bar, description=stage, completed=done, total=of), show)
+        try:
+            run.run()
+        except KeyboardInterrupt:
+            terminal.print(f"stopped after {len(run.result['tables'])} tables")
+    if as_json:
+        sys.stdout.write(to_json(run.result))
+    raise typer.Exit(0 if run.result["ok"] else 1)
+
+
 @app.command()
 def doctor() -> None:
     """Says what is installed, which devices are ready, how many threads there are, and what to do about each shortfall."""
@@ -266,6 +315,7 @@ def doctor() -> None:
         ("keras", "peer keras", "pip install keras"),
         ("torch", "peer pytorch", "pip install torch"),
         ("jax", "peer keras-jax", "pip install jax"),
+        ("onnxruntime", "bench networks", "pip install 'tinynet-engine[bench]'"),
         ("matplotlib", "the report's plots", "pip install matplotlib"),
         ("jinja2", "the report", "pip install jinja2"),
         ("pygments", "the report's listings", "pip install pygments"),

@@ -90,12 +90,14 @@ def _set_writable(held: Hold, wanted: bool) -> None:
         array.setflags(wanted)
 
 
-def edited(tensor) -> None:
-    """Marks older graphs as stale after an edit that numpy did not see."""
-    key = id(owner_of(tensor.data))
-    with _mutex:
-        if key in _holds:
-            _holds[key].edits += 1
+def edited(tensors) -> None:
+    """Marks older graphs of these tensors as stale, after edits that numpy did not see."""
+    if _holds:
+        keys = [id(owner_of(t.data)) for t in tensors]
+        with _mutex:
+            for key in keys:
+                if key in _holds:
+                    _holds[key].edits += 1
 
 
 @contextmanager

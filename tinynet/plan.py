@@ -22,7 +22,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from types import SimpleNamespace
 
 import numpy as np
@@ -209,7 +209,10 @@ class Plan:
 
         self.network = Network(graph, self.seeds, math)
         self.graph, self.dtype = graph, dtype
-        self.parameters = [(v, t) for v, t in self.tensors.items() if v in used]
+        self.parameters = [(v, t if isinstance(t, Tensor) else Tensor(t)) for v, t in self.tensors.items() if v in used]
+        self.known = [(t, t.data, t._requires_grad) for _, t in self.parameters]
+        if not all(array.flags.c_contiguous for _, array, _ in self.known):
+            raise Unsupported(first, "a parameter does not lie in one piece; use np.ascontiguousarray")
         self.inputs = [(v, i, trace.values[v].dtype.kind in "iub") for v, i in self.leaves.items() if v in used]
         self.targets = [(c.op, v, graph.shapes[c.inputs[0]][1]) for c in trace.calls if c.op in ("cross_entropy", "nll_loss") for v in (c.inputs[1],)]
         self.trained = [(v, self.tensors[v], self.network.weight_gradients[v]) for v in graph.gradients if v in self.network.weight_gradients]
@@ -253,12 +256,18 @@ class Plan:
 
     def fits(self) -> bool:
         """Whether what is outside is still what was captured."""
-        shapes, dtype = self.graph.shapes, self.dtype
-        wanted, recording = self.graph.gradients, self.recording
-        for v, t in self.parameters:
-            array, needs = (t.data, t._requires_grad and recording) if isinstance(t, Tensor) else (t, False)
-            if array.shape != shapes[v] or array.dtype != dtype or not array.flags.c_contiguous or needs != (v in wanted):
+        for place, (t, array, needs) in enumerate(self.known):
+            if (t.data is not array or t._requires_grad is not needs) and not self._still_fits(place):
                 return False
+        return True
+
+    def _still_fits(self, place: int) -> bool:
+        """Whether a parameter's new array can take the old one's place."""
+        v, t = self.parameters[place]
+        array, old = t.data, self.known[place][1]
+        if (array.shape, array.dtype) != (old.shape, old.dtype) or not array.flags.c_contiguous or t._requires_grad is not self.known[place][2]:
+            return False
+        self.known[place] = (t, array, t._requires_grad)
         return True
 
     def adds(self) -> bool:
@@ -289,7 +298,7 @@ class Plan:
 
     def _bind(self, arena, leaves: list) -> None:
         for v, t in self.parameters:
-            arena.bind(v, t.data if isinstance(t, Tensor) else t)
+            arena.bind(v, t.data)
         for v, place, integers in self.inputs:
             leaf = leaves[place]
             array = leaf.data if isinstance(leaf, Tensor) else leaf
@@ -314,11 +323,12 @@ class Plan:
         return {k: self._formed(f, found) for k, f in inside.items()} if kind is dict else kind(self._formed(f, found) for f in inside)
 
     def _check(self, arena) -> None:
+        if not arena.fault[0]:
+            return
+        arena.fault[0] = 0
         for op, v, classes in self.targets:
-            fault = arena.view(self.network.fault, np.int64, (1,))
-            if fault[0]:
-                fault[0] = 0
-                target = arena.bound[v]
+            target = arena.bound[v]
+            if target.min() < 0 or target.max() >= classes:
                 raise ValueError(f"{op}: classes run from 0 to {classes - 1}; target holds {int(target.min())} to {int(target.max())}")
 
     # --- a whole step -----------------------------------------------------------------------------------------------
@@ -336,31 +346,31 @@ class Plan:
             self.network.play(arena)
             self._check(arena)
             for (_, t, gradient), old in zip(self.trained, before):
-                t._grad = self._gradient(arena, gradient, t.data.shape) if old is None else old + self._gradient(arena, gradient, t.data.shape)()
+                later = partial(arena.copied, gradient, self.dtype, t.data.shape)
+                t._grad = later if old is None else old + later()
             for state in states:
                 state["t"] += 1
         finally:
             self.arenas.append(arena)
         if states:
-            for _, t, _ in self.trained:
-                guard.edited(t)
+            guard.edited(t for _, t, _ in self.trained)
         return self._formed(self.form, found)
-
-    def _gradient(self, arena, memory, shape):
-        """The gradient when it is asked for; what a later step leaves in its place is a later gradient."""
-        return lambda: arena.view(memory, self.dtype, shape).copy()
 
     def _hyper(self, arena) -> list[dict]:
         """Writes the optimiser's numbers as they are now, and where its state lies; the states of the parameters."""
-        optimizer, states = self.optimizer, []
-        table = arena.view(self.network.hyper, np.float64, (len(self.graph.updates), 16))
-        for i, (v, place) in enumerate(self.updated):
-            state = optimizer.state_of(place)
-            states.append(state)
-            if not i or state["t"] != states[0]["t"]:
-                numbers = optimizer.numbers(state["t"] + 1)
-            table[i, : len(numbers)] = numbers
-            for name, key in zip(optimizer.arrays, ("first", "second")):
+        optimizer, names = self.optimizer, self.optimizer.arrays
+        states = [optimizer.state_of(place) for _, place in self.updated]
+        steps = [state["t"] + 1 for state in states]
+        numbers = optimizer.numbers(steps[0])
+        if min(steps) != max(steps):
+            arena.numbers = None
+            for row, t in zip(arena.hyper, steps):
+                row[: len(numbers)] = optimizer.numbers(t)
+        elif arena.numbers != numbers:
+            arena.numbers = numbers
+            arena.hyper[:, : len(numbers)] = numbers
+        for (v, _), state in zip(self.updated, states):
+            for name, key in zip(names, ("first", "second")):
                 arena.bind((key, v), state[name])
         return states
 
@@ -383,7 +393,7 @@ class Plan:
                 arena.bind(("gradient", v), share)
             self.network.play(arena, 1)
             for v, _, memory in self.trained:
-                shares[v] = arena.view(memory, self.dtype, self.graph.shapes[v]).copy()
+                shares[v] = arena.copied(memory, self.dtype, self.graph.shapes[v])
             return [shares[v] for v in self.graph.gradients]
 
         result.made_by(Pulled(COMPILED, tensors, arrays, pull_back, lambda: self.arenas.append(arena)))

@@ -25,6 +25,14 @@ from tinynet.compare.peers.tensorflow_peer import limit_threads
 _HIDDEN_GPU = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
+def limit_processors(threads: int) -> int | None:
+    """XLA's CPU client takes its thread count from the machine, or from the processors it may run on; returns their number."""
+    if not hasattr(os, "sched_setaffinity"):
+        return os.cpu_count()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    return len(os.sched_getaffinity(0))
+
+
 class KerasPeer(Peer):
     """All that is the same on every backend; a subclass says how tensors, one call and its gradient are made."""
 
@@ -38,7 +46,8 @@ class KerasPeer(Peer):
         """Imports the backend and limits its threads; returns what is seen of it."""
 
     @abstractmethod
-    def _tensor(self, array: np.ndarray) -> Any: ...
+    def tensor(self, array: np.ndarray) -> Any:
+        """The backend's own."""
 
     @abstractmethod
     def _build_calls(self) -> None:
@@ -125,12 +134,12 @@ class KerasPeer(Peer):
     def prepare(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
         images = self._images(x)
         convert.check_classes(self, x, y)
-        return images, self._tensor(convert.one_hot(y))
+        return images, self.tensor(convert.one_hot(y))
 
     def _images(self, x: np.ndarray) -> Any:
         convert.check_built(self, self.network)
         convert.check_images(self, x)
-        return self._tensor(convert.images_to_nhwc(x))
+        return self.tensor(convert.images_to_nhwc(x))
 
     def timed_forward(self, batch: tuple[Any, Any]) -> Callable[[], np.ndarray]:
         predict, to_numpy, (images, _) = self.predict, self.keras.ops.convert_to_numpy, batch
@@ -166,7 +175,7 @@ class KerasTensorFlowPeer(KerasPeer):
         self.tf = tf
         return {"TensorFlow": tf.__version__, **limit_threads(tf, threads)}
 
-    def _tensor(self, array):
+    def tensor(self, array):
         return self.tf.constant(array)
 
     def _build_calls(self):
@@ -195,12 +204,9 @@ class KerasJaxPeer(KerasPeer):
         import jax
 
         self.jax = jax
-        # XLA's CPU client takes its thread count from the machine, or from the processors it may run on.
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-        return {"JAX": jax.__version__, "processors": str(os.cpu_count() if not hasattr(os, "sched_getaffinity") else len(os.sched_getaffinity(0)))}
+        return {"JAX": jax.__version__, "processors": str(limit_processors(threads))}
 
-    def _tensor(self, array):
+    def tensor(self, array):
         return self.jax.numpy.asarray(array)
 
     def _build_calls(self):
@@ -240,7 +246,7 @@ class KerasTorchPeer(KerasPeer):
         self.torch = torch
         return {"PyTorch": torch.__version__, "threads": str(torch.get_num_threads())}
 
-    def _tensor(self, array):
+    def tensor(self, array):
         return self.torch.from_numpy(array)
 
     def _build_calls(self):

@@ -185,5 +185,5 @@ def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout,
     )  # fmt: skip
     table.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
     run(table, dy.n, chunks, shares)
-    numbers = dict(channels=k, x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
-    run([named(compiled(tiles.gather, dtype), tiles.GATHER, numbers)], 1, 1, min(k, 16))
+    numbers = dict(x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
+    run([named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)], 1, 1, min(tile.units, 16))

@@ -4,8 +4,8 @@
     dots   b[:, j] side by side   acc[i, j] += a[i, t..] * b[t.., j]      lanes: the terms, added up at the end
 
 The three products of a dense layer need no copy of anything: its weights are (out, in), so the forward x @ W^T is
-dots, and both gradients, dy @ W and dy^T @ x, are gemm, which reads `a` in any order. Where many rows of c share
-b's columns, these are packed side by side first, so that they stay in the cache. The kernels are in tiles.py.
+dots, and both gradients, dy @ W and dy^T @ x, are gemm, which reads `a` in any order, and goes over large matrices
+in blocks (tiles.best_blocks). The kernels are in tiles.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.program import address_of, compiled, lines, named, run, scratch
+from tinynet.kernels.cpu.program import address_of, compiled, named, run
 from tinynet.kernels.cpu.simd import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
@@ -52,18 +52,15 @@ def _shares(batch: int, rows: int, columns: int) -> tuple[int, int, int]:
 def _gemm(a, b, c):
     batch, rows, columns = c.shape
     terms, dtype = a.shape[2], c.dtype.type
-    high, vectors, w = tiles.best_gemm(rows, columns, terms, dtype)
-    chunks, across, down = _shares(batch, rows // high, -(-columns // (vectors * w)))
-    packs = rows >= 4 * high and columns > vectors * w
-    size = lines(terms * vectors * w, dtype) if packs else 0
-    panels = scratch(threads.count() * size, dtype)
+    tile, blocks = tiles.best_blocks(rows, columns, terms, dtype)
     (a_batch, a_row, a_term), (b_batch, b_term, _) = _steps(a), _steps(b)
     numbers = dict(
         rows=rows, columns=columns, terms=terms, a=(address_of(a), 0, a_batch * c.itemsize), a_row=a_row, a_term=a_term,
-        b=(address_of(b), 0, b_batch * c.itemsize), b_term=b_term, c=(address_of(c), 0, rows * columns * c.itemsize), c_row=columns,
-        panel=address_of(panels) if packs else 0, panel_slot=size * c.itemsize, row_shares=down,
+        b=(address_of(b), 0, b_batch * c.itemsize), b_term=b_term, c=(address_of(c), 0, rows * columns * c.itemsize), c_row=columns, **blocks,
     )  # fmt: skip
-    run([named(compiled(tiles.gemm, high, vectors, w, dtype), tiles.GEMM, numbers)], batch, chunks, across * down)
+    chunks = min(batch, 4 * threads.count())
+    shares = max(1, min(-(-4 * threads.count() // chunks), -(-columns // blocks["column_block"])))
+    run([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)
 
 
 def _dots(a, b, c):

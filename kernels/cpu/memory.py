@@ -164,7 +164,12 @@ class Arena:
         count = int(np.prod(shape))
         return self.memory[m.offset : m.offset + count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
 
+    def copied(self, m: Memory, dtype, shape: tuple[int, ...]) -> np.ndarray:
+        """What is there at the moment."""
+        return self.view(m, dtype, shape).copy()
+
     def bind(self, key, array: np.ndarray) -> None:
+        """Makes kernels look at the array for what is outside."""
         if self.bound.get(key) is not array:
             self.bound[key] = array
             address = address_of(array)

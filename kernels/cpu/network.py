@@ -34,6 +34,7 @@ from tinynet.kernels.graph import Graph
 
 SMALL = 256 << 10  # bytes of a dense layer's weights that stay in the cache, image after image
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, but 4, where one is large
+HYPER = 16  # numbers of an optimiser (float64), for each parameter
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 WORTH_SHARING = 20_000  # operations of a kernel on one image that are worth a thread's waking
 
@@ -79,6 +80,13 @@ class Step:
     with_before: bool = False
 
 
+def joined(numbers: dict) -> None:
+    """Taps of a row whose numbers follow each other in memory, images and weights alike, are one run of terms."""
+    if numbers["tb"] == numbers["terms"] * numbers["tc"] and numbers["wb"] == numbers["terms"] * numbers.get("w_term", 0):
+        numbers["terms"] *= numbers["taps_b"]
+        numbers["taps_b"] = min(numbers["taps_b"], 1)
+
+
 class Network:
     """The program of a graph. Raises Unsupported where a call has no kernel here.
 
@@ -107,6 +115,7 @@ class Network:
         self.weight_gradients: dict[int, Memory] = {}
         self.fault = self.memory(Memory(8, "fault"))
         self.scale = self.memory(Memory(16, "scale"))
+        self.scaled = 1.0  # what a loss is multiplied by
         self.needs = self._needed()
         for unit in self.units:
             getattr(self, unit.kind)(unit)
@@ -304,10 +313,11 @@ class Network:
     # --- convolution -----------------------------------------------------------------------------------------------------
 
     def packed(self, unit: Unit, forward: bool) -> Memory:
-        """The weights as tiles read them: (groups, taps, terms, lanes); forward: lanes are outputs, else inputs."""
+        """The weights as tiles read them: (groups, taps, terms, lanes). forward: lanes are outputs; else they are inputs, and the
+        taps are turned around."""
         k, c, kh, kw = self.graph.shapes[unit.weight]
         groups, kk, depthwise = unit.window["groups"], kh * kw, unit.kind == "depthwise"
-        source = Outside(unit.weight)
+        source, first = Outside(unit.weight), 0
         if depthwise:
             lanes = lanes_of(k)
             memory = self.memory(Memory(kk * lanes, f"weights of value {unit.output}"))
@@ -321,8 +331,9 @@ class Network:
                 numbers.update(inner=1, rows=count, w_row=c, columns=terms, y_step=lanes)
             else:
                 w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
-                numbers.update(inner=terms, w_inner=w_inner, y_inner=lanes, rows=count, w_row=w_row, columns=kk, y_step=terms * lanes)
-        self.step("weights", lambda: [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, alone=True)))], [], once=True, into=self.prepare, with_before=True)
+                numbers.update(inner=terms, w_inner=w_inner, y_inner=lanes, rows=count, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * lanes)
+                first = 0 if forward else (kk - 1) * terms * lanes
+        self.step("weights", lambda: [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True)))], [], once=True, into=self.prepare, with_before=True)
         return memory
 
     def bias_of(self, unit: Unit, lanes: int) -> Memory | None:
@@ -377,6 +388,7 @@ class Network:
                 numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
                 return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
             numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
+            joined(numbers)
             shares = self.shares(flops)
             if unit.pool:
                 numbers.update(outputs=y.rows, columns=y.columns)
@@ -484,8 +496,8 @@ class Network:
             return [(self.kernel(layers.depthwise_dw if depthwise else tiles.conv_dw, *t.constants), tiles.DW, numbers)]
 
         def gather():
-            numbers = dict(channels=k, x=At(sums, alone=True), chunks=self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
-            return [(self.kernel(tiles.gather), tiles.GATHER, numbers)]
+            numbers = dict(x=At(sums, alone=True), chunks=self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
+            return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 
         self.step("gradient of the weights", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
         self.step("sums of chunks", gather, [], once=True, into=self.finish, with_before=True)
@@ -511,16 +523,22 @@ class Network:
             for phase, many, u, su, mu, offset, back in down:
                 for side, wide, v, sv, mv, shift, aside in across:
                     tap = lanes if depthwise else terms * lanes
+                    # from the last tap to the first: then dy is read forward, and the taps of a row may be one run
+                    top_tap, left_tap = kh - 1 - u - (mu - 1) * su, kw - 1 - v - (mv - 1) * sv  # as they lie: turned around
+                    if depthwise:
+                        top_tap, left_tap = u + (mu - 1) * su, v + (mv - 1) * sv
+                    way = -1 if depthwise else 1
                     numbers = dict(
-                        outputs=many, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms, ta=-back * dz.y, tb=-aside * dz.x, tc=1,
-                        wa=su * kw * tap, wb=sv * tap, w_term=lanes, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, x_group=terms, w_group=kh * kw * terms * lanes,
-                        x=At(dz, 0, offset, shift), x_first=dz.y, w=At(weights, (u * kw + v) * tap, alone=True),
+                        outputs=many, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms, ta=back * dz.y, tb=aside * dz.x, tc=1,
+                        wa=way * su * kw * tap, wb=way * sv * tap, w_term=lanes, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, x_group=terms, w_group=kh * kw * terms * lanes,
+                        x=At(dz, 0, offset - (mu - 1) * back, shift - (mv - 1) * aside), x_first=dz.y, w=At(weights, (top_tap * kw + left_tap) * tap, alone=True),
                         y=At(dx, 0, phase, side), y_first=stride[0] * dx.y, oy=stride[0] * dx.y, ox=stride[1] * dx.x,
                     )  # fmt: skip
                     if before is not None:
                         numbers.update(add=At(before, 0, phase, side), add_y=stride[0] * before.y, add_x=stride[1] * before.x)
                     if mask is not None:
                         numbers.update(mask=mask.at(phase, side), mask_y=stride[0] * mask.y, mask_x=stride[1] * mask.x)
+                    joined(numbers)
                     if depthwise:
                         found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
                     else:
@@ -630,18 +648,14 @@ class Network:
         """Whether a dense layer runs over all images at once."""
         return self.few or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
 
-    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, turned: bool = False) -> None:
-        high, vectors, w = tiles.best_gemm(rows, columns, terms, self.T)
-        panel = None
-        if turned or rows >= 4 * high and columns > vectors * w:
-            panel = self.memory(Memory(terms * vectors * w, "panels", self.slots))
+    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, whole: tuple | None = None) -> None:
+        """c = a @ b. numbers: those that are known only when memory is laid out are functions."""
+        tile, blocks = tiles.best_blocks(rows, columns, terms, self.T)
+        tile = whole or tile
 
         def build():
-            found = {name: value() if callable(value) else value for name, value in numbers.items()}  # steps that are known only now
-            found.update(rows=rows, columns=columns, terms=terms, turned=turned, row_shares=1)
-            if panel is not None:
-                found.update(panel=At(panel, alone=True), panel_slot=panel.step)
-            return [(self.kernel(tiles.gemm, high, vectors, w), tiles.GEMM, found)]
+            found = {name: value() if callable(value) else value for name, value in numbers.items()}
+            return [(self.kernel(tiles.gemm, *tile), tiles.GEMM, dict(found, rows=rows, columns=columns, terms=terms, **blocks))]
 
         self.step(what, build, touches, 2 * rows * columns * terms, once=once, into=into, with_before=into is self.finish)
 
@@ -669,11 +683,17 @@ class Network:
 
             self.step(unit.name, build, [x, y], 2 * rows * k * t, once=once)
             return
-        numbers = dict(
-            a=At(x), a_row=lambda: self.step_of(x), a_term=1, b=At(Outside(unit.weight)), b_term=1, b_column=t,
-            c=At(y), c_row=lambda: self.step_of(y), relu=unit.relu, **bias,
-        )  # fmt: skip
-        self._gemm(rows, k, t, numbers, None, [x, y], once, unit.name, turned=True)
+        high, vectors, w = tiles.best_gemm(rows, k, t, self.T)
+        panel = self.memory(Memory(t * vectors * w, "panels", self.slots))
+
+        def build():
+            numbers = dict(
+                rows=rows, columns=k, terms=t, a=At(x), a_row=self.step_of(x), b=At(Outside(unit.weight)), b_column=t, c=At(y), c_row=self.step_of(y),
+                panel=At(panel, alone=True), panel_slot=panel.step, relu=unit.relu, **bias,
+            )  # fmt: skip
+            return [(self.kernel(tiles.gemm_turned, high, vectors, w), tiles.GEMM, numbers)]
+
+        self.step(unit.name, build, [x, y], 2 * rows * k * t, once=once)
 
     def _keep(self, *memories) -> None:
         for m in memories:
@@ -736,7 +756,7 @@ class Network:
             if mask is not None:
                 apart, dx = dx, self.buffer(count, what="gradient before ReLU's")
         mean = unit.calls[0].parameters["reduction"] == "mean"
-        self.scales = (1 / self.images if mean else 1.0, 1.0)
+        self.scaled = 1 / self.images if mean else 1.0
 
         def build():
             numbers = dict(count=count, x=At(x), target=At(target), loss=(At(losses, alone=True), 0, self.item), scale=At(self.scale, alone=True), fault=At(self.fault, alone=True))
@@ -765,7 +785,7 @@ class Network:
 
     def _update(self) -> None:
         self.updates: list[Step] = []
-        self.hyper = self.memory(Memory(len(self.graph.updates) * 16 * 8 // self.item, "numbers of the optimiser"))
+        self.hyper = self.memory(Memory(len(self.graph.updates) * HYPER * 8 // self.item, "numbers of the optimiser"))
         for i, (v, kind) in enumerate(self.graph.updates.items()):
             if v not in self.weight_gradients:
                 continue
@@ -774,7 +794,7 @@ class Network:
             def build(v=v, kind=kind, gradient=gradient, count=count, i=i):
                 numbers = dict(
                     count=count, w=At(Outside(v), alone=True), g=At(gradient, alone=True), first=At(Outside(("first", v)), alone=True), second=At(Outside(("second", v)), alone=True),
-                    hyper=At(self.hyper, i * 16 * 8 // self.item, alone=True), fault=At(self.fault, alone=True),
+                    hyper=At(self.hyper, i * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True),
                 )  # fmt: skip
                 return [(self.kernel(getattr(layers, kind)), layers.UPDATE, numbers)]
 
@@ -875,8 +895,10 @@ class Network:
 
     def arena(self) -> Arena:
         arena = Arena(self.size, self.programs)
-        if hasattr(self, "scales"):
-            arena.view(self.scale, self.T, (1,))[0] = self.scales[0]
+        arena.view(self.scale, self.T, (1,))[0] = self.scaled
+        arena.fault = arena.view(self.fault, np.int64, (1,))
+        if self.training:
+            arena.hyper, arena.numbers = arena.view(self.hyper, np.float64, (len(self.graph.updates), HYPER)), None
         return arena
 
     def play(self, arena: Arena, program: int = 0) -> None:

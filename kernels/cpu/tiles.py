@@ -14,7 +14,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.program import fields
-from tinynet.kernels.cpu.simd import TARGET, add, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
+from tinynet.kernels.cpu.simd import TARGET, add, full, get, if_positive, kept, loads, multiply, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
 
 # --- which tile ------------------------------------------------------------------------------------------
 
@@ -70,7 +70,8 @@ class DepthwiseWeights:
         self.units = ceil(lanes / w) * kh * ceil(kw / wide)
         self.size = self.units * wide * w
         self.numbers = dict(outer=kh, length=kw, ta=steps[0], tj=steps[1])
-        self.gathered = dict(lanes=lanes, vectors=w, high=1, wide=wide, outer=kh, inner=1, length=kw, y_channel=kh * kw, y_outer=kw, y_wide=1)
+        self.width = w
+        self.gathered = dict(units=self.units, lanes=lanes, vectors=w, high=1, wide=wide, outer=kh, inner=1, length=kw, y_channel=kh * kw, y_outer=kw, y_wide=1)
 
 
 class Weights:
@@ -94,8 +95,9 @@ class Weights:
         self.units = groups * ceil(lanes / (vectors * w)) * outer[0] * inner[0] * ceil(length[0] / wide)
         self.size = self.units * high[0] * wide * vectors * w
         self.numbers = dict(outer=outer[0], inner=inner[0], length=length[0], ta=outer[1], tb=inner[1], tr=high[1], tj=length[1])
+        self.width = w
         self.gathered = dict(
-            lanes=lanes, vectors=vectors * w, high=high[0], wide=wide, outer=outer[0], inner=inner[0], length=length[0],
+            units=self.units, lanes=lanes, vectors=vectors * w, high=high[0], wide=wide, outer=outer[0], inner=inner[0], length=length[0],
             y_channel=c * kh * kw, y_outer=outer[2], y_inner=inner[2], y_high=high[2], y_wide=length[2],
         )  # fmt: skip
 
@@ -285,37 +287,38 @@ def lay(T):
     return kernel
 
 
-GATHER = fields("channels x chunks x_chunk count lanes vectors high wide outer inner length y y_channel y_outer y_inner y_high y_wide")
+GATHER = fields("x chunks x_chunk units count lanes vectors high wide outer inner length y y_channel y_outer y_inner y_high y_wide")
 
 
-def gather(T):
-    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the output channels.
+def gather(W, T):
+    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the tiles.
 
-    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors).
+    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors), a tile each
+    for the first five. Tiles that were moved back overlap: what they share is equal, and written twice.
     """
 
     def kernel(row, image, slot, chunk, share, shares):
-        x, chunks, x_chunk = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk)
+        x, chunks, x_chunk, units = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk), get(row, GATHER.units)
         count, lanes, vectors, high, wide = get(row, GATHER.count), get(row, GATHER.lanes), get(row, GATHER.vectors), get(row, GATHER.high), get(row, GATHER.wide)
         outer, inner, length = get(row, GATHER.outer), get(row, GATHER.inner), get(row, GATHER.length)
-        y, y_outer, y_inner, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_outer), get(row, GATHER.y_inner), get(row, GATHER.y_high), get(row, GATHER.y_wide)
-        blocks, runs, channels = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, get(row, GATHER.channels)
-        for channel in range(channels * share // shares, channels * (share + 1) // shares):
-            g, k = channel // count, channel % count
-            block = min(k // vectors, blocks - 1)
-            lane = k - min(block * vectors, lanes - vectors)
-            for a in range(outer):
-                for b in range(inner):
-                    at = (((g * blocks + block) * outer + a) * inner + b) * runs * high * wide * vectors + lane
-                    for h in range(high):
-                        to = channel * get(row, GATHER.y_channel) + a * y_outer + b * y_inner + h * y_high
-                        for t in range(length):
-                            r = min(t // wide, runs - 1)
-                            j = at + ((r * high + h) * wide + t - min(r * wide, length - wide)) * vectors
-                            total = get(x, j)
-                            for c in range(1, chunks):
-                                total += get(x, j + c * x_chunk)
-                            put(y, to + t * y_wide, total)
+        y, y_channel, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_channel), get(row, GATHER.y_high), get(row, GATHER.y_wide)
+        blocks, runs = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide
+        for unit in range(units * share // shares, units * (share + 1) // shares):
+            rest, r = unit // runs, unit % runs
+            rest, b = rest // inner, rest % inner
+            rest, a = rest // outer, rest % outer
+            g, first = rest // blocks, min(rest % blocks * vectors, lanes - vectors)
+            to = (g * count + first) * y_channel + a * get(row, GATHER.y_outer) + b * get(row, GATHER.y_inner) + min(r * wide, length - wide) * y_wide
+            for place in range(high * wide):
+                at = (unit * high * wide + place) * vectors
+                for v in range(0, vectors, W):
+                    total = loads(x, at + v, 1, 0, 1, 0, 1, W)
+                    for c in range(1, chunks):
+                        total = add(total, loads(x, c * x_chunk + at + v, 1, 0, 1, 0, 1, W))
+                    stores(x, at + v, 1, 0, 1, 0, 1, W, total)
+                target = to + place // wide * y_high + place % wide * y_wide
+                for lane in range(min(vectors, count - first)):
+                    put(y, target + lane * y_channel, get(x, at + lane))
 
     return kernel
 
@@ -490,70 +493,134 @@ def conv_dw(HIGH, WIDE, V, W, T):
 
 
 @lru_cache(4096)
-def best_gemm(rows: int, lanes: int, terms: int, dtype) -> tuple[int, int, int]:
-    """(rows, vectors, lanes) of a tile of `gemm`, for a matrix of rows x lanes."""
+def best_gemm(rows: int, lanes: int, terms: int, dtype, whole: bool = False) -> tuple[int, int, int]:
+    """(rows, vectors, lanes) of a tile of `gemm`, for a matrix of rows x lanes; whole: that divides it, or None."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4, 8, 16):  # a single row reads b once: the longer the pieces, the better
             for r in (1, 2, 3, 4, 6, 8, 9, 12, 14):
+                if whole and (rows % r or lanes % (v * w)):
+                    continue
                 if v > 4 and r > 1 or v * w > lanes or r > rows or r * v + v + 1 > TARGET.registers or r * v > 28:
                     continue
                 large = 1.2 if terms * v * w * 4 > 300_000 else 1.0  # a panel of b beyond the second cache
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
                 choices.append((ceil(rows / r) * ceil(lanes / (v * w)) * step * large, -r * v, r, v, w))
-    return min(choices)[2:]
+    return min(choices)[2:] if choices else None
 
 
 GEMM = fields(
     "rows columns terms a a_slot a_image a_row a_term b b_slot b_image b_term b_column c c_slot c_image c_row "
-    "panel panel_slot turned row_shares bias relu mask mask_slot mask_image mask_row"
+    "panel panel_slot column_block term_block rows_first bias relu mask mask_slot mask_image mask_row hyper fault"
 )  # fmt: skip
 
 
-def gemm(R, V, W, T):
-    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :].
+FEW_TERMS = 256
 
-    b's columns are packed into a panel (unless its address is 0): where many rows share them, and where b is `turned`, so
-    that the numbers side by side in memory are the terms. Then bias, ReLU and ReLU's mask as in `conv`.
+
+@lru_cache(4096)
+def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, int, int], dict]:
+    """(tile, blocks) of `gemm`: columns and terms of a block, and which loop is inside it.
+
+    Few terms (a gradient of weights): b's block stays in the second cache, and each row of c is written along. Many
+    terms: a block of b stays in the first cache while all rows use it, and c is added to (so tiles must not overlap). Either
+    way few pages of memory are in use at once: a large matrix read column by column touches another page with every row.
+    """
+    item, tile = np.dtype(dtype).itemsize, best_gemm(rows, columns, terms, dtype)
+    whole = best_gemm(rows, columns, terms, dtype, True)
+    if terms > FEW_TERMS and whole and whole[0] * whole[1] >= min(8, rows):
+        lanes = whole[1] * whole[2]
+        return whole, dict(column_block=max(lanes, 512 // lanes * lanes), term_block=64, rows_first=0)
+    lanes = tile[1] * tile[2]
+    wide = max(4 * lanes, (256 << 10) // (terms * item) // lanes * lanes)
+    return tile, dict(column_block=min(wide, -(-columns // lanes) * lanes), term_block=terms, rows_first=terms <= FEW_TERMS)
+
+
+def gemm(R, V, W, T):
+    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :]. Then bias, ReLU and ReLU's mask as in `conv`.
+
+    hyper: c is a matrix of weights, of which the sum is the gradient, and a step of SGD is taken at once: see layers.sgd, of
+    which this is the one without momentum. (Then tiles must fit without being moved back.)
     """
     N, LANES = R * V, V * W
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
         a, a_row, a_term = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row), get(row, GEMM.a_term)
-        b, b_term, b_column = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term), get(row, GEMM.b_column)
+        b, b_term = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term)
         c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
-        packed, row_shares = get(row, GEMM.panel), get(row, GEMM.row_shares)
-        panel = pointer(packed + slot * get(row, GEMM.panel_slot), T)
-        bias, relus, mask = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask)
+        bias, relus, mask, hyper = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask), get(row, GEMM.hyper)
         passed, passed_row = place(row, GEMM.mask, image, slot, T), get(row, GEMM.mask_row)
-        block_shares = shares // row_shares
-        begin, end = rows * (share // block_shares) // row_shares, rows * (share // block_shares + 1) // row_shares
-        blocks = (columns + LANES - 1) // LANES
-        for block in range(share % block_shares, blocks, block_shares):
+        column_block, term_block, rows_first = get(row, GEMM.column_block), get(row, GEMM.term_block), get(row, GEMM.rows_first)
+        rate, decay = T(0), T(0)
+        if hyper != 0:
+            if get(pointer(get(row, GEMM.fault), np.int64), 0) != 0:
+                return
+            rate, decay = -T(get(pointer(hyper, np.float64), 0)), T(get(pointer(hyper, np.float64), 1))
+        high = (rows + R - 1) // R
+        for block in range(share, (columns + column_block - 1) // column_block, shares):
+            left = block * column_block
+            wide = (min(column_block, columns - left) + LANES - 1) // LANES
+            for first in range(0, terms, term_block):
+                last = min(first + term_block, terms)
+                for n in range(high * wide):
+                    if rows_first != 0:
+                        i, o = n // wide * R, left + n % wide * LANES
+                    else:
+                        i, o = n % high * R, left + n // high * LANES
+                    i, o = min(i, rows - R), min(o, columns - LANES)
+                    acc, p, q = zeros(c, N, W), i * a_row + first * a_term, first * b_term + o
+                    for t in range(first, last):
+                        acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(b, q, 1, 0, 1, 0, V, W))
+                        p += a_term
+                        q += b_term
+                    at = i * c_row + o
+                    if hyper != 0:
+                        w = loads(c, at, R, c_row, 1, 0, V, W)
+                        if decay != 0:
+                            acc = add(acc, multiply(w, full(c, decay, 1, W)))
+                        acc = add(w, multiply(acc, full(c, rate, 1, W)))
+                    if first > 0:
+                        acc = add(acc, loads(c, at, R, c_row, 1, 0, V, W))
+                    if last == terms:
+                        if bias != 0:
+                            acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
+                    stores(c, at, R, c_row, 1, 0, V, W, acc)
+
+    return kernel
+
+
+def gemm_turned(R, V, W, T):
+    """As gemm, with b's terms side by side in memory (a dense layer's weights): V * W columns of it are turned into a panel,
+    which all rows of c share. c[i, j] = sum of a[i, t] * b[j * b_column + t]."""
+    N, LANES = R * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row)
+        b, b_column = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_column)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        panel = pointer(get(row, GEMM.panel) + slot * get(row, GEMM.panel_slot), T)
+        bias, relus = get(row, GEMM.bias), get(row, GEMM.relu)
+        for block in range(share, (columns + LANES - 1) // LANES, shares):
             o = min(block * LANES, columns - LANES)
-            w, start, step = b, o, b_term
-            if packed != 0:
-                w, start, step = panel, 0, LANES
-                if get(row, GEMM.turned) != 0:
-                    transpose(b, o * b_column, b_column, panel, 0, LANES, LANES, terms)
-                else:
-                    for t in range(terms):
-                        stores(panel, t * LANES, 1, 0, 1, 0, V, W, loads(b, o + t * b_term, 1, 0, 1, 0, V, W))
-            for i in range(begin, end, R):
-                i = min(i, end - R)
-                acc, p, q = zeros(c, N, W), i * a_row, start
+            transpose(b, o * b_column, b_column, panel, 0, LANES, LANES, terms)
+            for i in range(0, rows, R):
+                i = min(i, rows - R)
+                acc, p, q = zeros(c, N, W), i * a_row, 0
                 for t in range(terms):
-                    acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(w, q, 1, 0, 1, 0, V, W))
-                    p += a_term
-                    q += step
+                    acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(panel, q, 1, 0, 1, 0, V, W))
+                    p += 1
+                    q += LANES
                 if bias != 0:
                     acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
                 if relus != 0:
                     acc = relu(acc)
-                if mask != 0:
-                    acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
                 stores(c, i * c_row + o, R, c_row, 1, 0, V, W, acc)
 
     return kernel

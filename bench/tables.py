@@ -1,0 +1,65 @@
+"""What `tinynet bench networks` shows of a table: times, ratios beside their targets, and who failed why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from tinynet.compare.report import seconds
+
+QUIET = 10.0  # percent of the machine
+
+
+def times(table: dict):
+    """A row for each contestant, a column for each batch size."""
+    return _view(table, "median time", lambda cell, size: seconds(cell["median_s"]))
+
+
+def growth(table: dict):
+    return _view(table, "images a second", lambda cell, size: f"{size / cell['median_s']:,.0f}")
+
+
+def _view(table: dict, what: str, text: Callable[[dict, int], str]):
+    from rich.table import Table
+
+    view = Table(title=f"{table['title']}, {table['kind']}: {what}")
+    view.add_column("images")
+    for size in table["sizes"]:
+        view.add_column(str(size), justify="right")
+    view.add_column("peak MiB", justify="right")
+    for row in table["rows"]:
+        cells = [text(cell, size) if cell["median_s"] is not None else f"[red]{cell['status']}[/]" for size, cell in row["cells"].items()]
+        view.add_row(row["contestant"], *cells, "" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}")
+    return view
+
+
+def lines(table: dict) -> Iterator[str]:
+    """A warning if others were computing, the ratios, one a line, and every failure once; with rich's markup."""
+    from rich.markup import escape
+
+    if table["busy_percent"] > QUIET:
+        # threads that spin while they wait, as OpenMP's do, lose a whole time slice to whoever else computes
+        yield f"[red]others used {table['busy_percent']:.0f} % of this machine when the table began:[/] its times say little, least of all of torch; measure again when it is idle"
+    for entry in table["ratios"]:
+        yield f"{entry['contestant']}, {entry['size']} image{'s' if entry['size'] > 1 else ''}: {_times(entry)}{_target(entry)}"
+    for row in table["rows"]:
+        reasons = {cell["reason"]: cell for cell in row["cells"].values() if cell["reason"]}
+        for reason, cell in reasons.items():
+            log = "" if cell["status"] in ("missing", "wrong") else f" ({escape(row['log'])})"
+            yield f"[red]{row['contestant']}: {cell['status']}:[/] {escape(' '.join(reason.split()))}{log}"
+
+
+def _times(entry: dict) -> str:
+    return f"[bold]{entry['ratio']:.2f} x[/] the best of the others ({entry['other']}; {entry['low']:.2f} to {entry['high']:.2f} in the rounds)"
+
+
+def _target(entry: dict) -> str:
+    target = entry["target"]
+    if target is None:
+        return ""
+    against = target["against"]
+    other = "" if against["other"] == entry["other"] else f" against {against['other']}, {against['ratio']:.2f} x"
+    return f"; target {target['ratio']:g}{other}: {_met(target['met'])}, floor {target['floor']:g}: {_met(target['floor_met'])}"
+
+
+def _met(met: bool) -> str:
+    return "[green]met[/]" if met else "[red]not met[/]"
