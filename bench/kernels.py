@@ -41,7 +41,8 @@ class Work:
 @dataclass(frozen=True)
 class Row:
     """A variant's time on one piece of work. verdict: the oracle's, on this shape; no time without one that is true.
-    share: of the roofline; above 1 (and the noise) something was not computed."""
+    share: of the roofline; above 1 (and the noise) something was not computed, unless the algorithm multiplies less than the
+    definition does (`fewer`: those are judged by norm)."""
 
     work: Work
     variant: str
@@ -50,6 +51,11 @@ class Row:
     low: float | None
     high: float | None
     share: float | None
+    fewer: bool = False
+
+    @property
+    def impossible(self) -> bool:
+        return self.share is not None and self.share > 1.1 and not self.fewer
 
     @property
     def gflops(self) -> float | None:
@@ -97,7 +103,8 @@ def measure(work: Work, roofline: Roofline, *, rounds: int, block_s: float) -> l
     calls, verdicts = {}, {}
     for variant in variants(work.name, "cpu"):
         kernel = find(work.name, f"cpu.{variant}")
-        verdicts[variant] = oracle.judge(oracle.with_out(kernel, work.name)(*work.arrays, **work.parameters), want, max_zero_share=1.0)
+        judged = want if kernel.norm is None else want.with_norm(kernel.norm)
+        verdicts[variant] = oracle.judge(oracle.with_out(kernel, work.name)(*work.arrays, **work.parameters), judged, max_zero_share=1.0)
         outputs = tuple(np.empty(shape, dtype) for shape, dtype in work.spec.outputs)
         out = outputs if len(outputs) > 1 else outputs[0]
         calls[variant] = lambda kernel=kernel, out=out: kernel.function(*work.arrays, **work.parameters, out=out)
@@ -107,5 +114,5 @@ def measure(work: Work, roofline: Roofline, *, rounds: int, block_s: float) -> l
         taken = times.get(variant)
         low, high = taken.spread if taken else (None, None)
         share = roofline.least(work.spec.flops, work.moved) / taken.median if taken else None
-        found.append(Row(work, variant, str(verdict.band), taken.median if taken else None, low, high, share))
+        found.append(Row(work, variant, str(verdict.band), taken.median if taken else None, low, high, share, find(work.name, f"cpu.{variant}").norm is not None))
     return found

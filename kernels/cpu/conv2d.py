@@ -3,11 +3,14 @@
 The story of the variants, simplest first, with the share of the machine's multiply-add peak that each reached on two Zen 4
 cores: forward, dx and dw of 32 -> 64 channels, 3 x 3, on 128 NCHW images of 16 x 16.
 
-    loops   plain Python loops whose innermost one LLVM turns into vector code    33 %  31 %   7 %    this file
-    simd    a tile of outputs held in vector registers from first term to last    81 %  82 %  78 %    conv2d_simd.py
+    loops      plain Python loops whose innermost one LLVM turns into vector code    33 %   31 %    7 %    this file
+    simd       a tile of outputs held in vector registers from first term to last    81 %   82 %   78 %    conv2d_simd.py
+    winograd2  2.25 times fewer multiplications, as near to the truth as a whole    150 %  150 %  137 %    conv2d_winograd.py
+    winograd   4 times fewer, less near                                             205 %  205 %  180 %    conv2d_winograd.py
 
+(Above 100 %: the definition's operations are counted, not those that were saved.)
 Yours: `tinynet bench kernels --networks tensorflow --batch-sizes 128`. `simd` is the default;
-`with tinynet.use(conv2d="cpu.loops"):` runs the other. What follows is `loops`.
+`with tinynet.use(conv2d="cpu.loops"):` runs another. What follows is `loops`.
 
 The innermost loop must run over numbers that lie side by side and are all wanted, so images are
 copied once to (rows, columns, channels) with their padding around them, and weights are laid out

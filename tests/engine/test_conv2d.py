@@ -9,7 +9,7 @@ from geometries import Convolution, convolution, from_nchw, to_nchw
 from kernels_by_hand import assert_honest, assert_same, reals, run, truth, whole_numbers
 
 from tinynet import oracle
-from tinynet.dispatch import variants
+from tinynet.dispatch import find, variants
 from tinynet.geometry import nchw
 from tinynet.kernels.contract import CONTRACTS
 
@@ -56,11 +56,14 @@ def calls(case: Convolution, x, weight, bias, dy):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 @pytest.mark.parametrize("case", CASES)
 def test_cpu_kernels_equal_the_reference_on_whole_numbers(case, dtype, rng):
-    """Every order of summation is exact on these, so one missing or wrong term would show."""
+    """Every order of summation is exact on these, so one missing or wrong term would show. (Who is judged by norm may round.)"""
     for name, arrays, parameters in calls(case, *arrays_of(case, rng, whole_numbers, dtype)):
         want = run(name, "reference", *arrays, **parameters)
         for variant in variants(name, "cpu"):
-            assert_same(run(name, f"cpu.{variant}", *arrays, **parameters), want, f"cpu.{variant}: {name} of {case}")
+            got = run(name, f"cpu.{variant}", *arrays, **parameters)
+            if find(name, f"cpu.{variant}").norm is not None:
+                got = np.rint(got)
+            assert_same(got, want, f"cpu.{variant}: {name} of {case}")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)

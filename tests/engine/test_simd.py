@@ -12,7 +12,7 @@ from kernels_by_hand import assert_same
 
 from tinynet.kernels.cpu import simd, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, put, splats, stores, sums, transposed, zeros
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
 
 DTYPES = [np.float32, np.float64]
 WIDTHS = [2, 4, 8, 16]
@@ -100,6 +100,49 @@ def turned(W, T):
 def test_a_square_of_registers_is_transposed(W, T):
     x = np.arange(W * W, dtype=T).reshape(W, W)
     assert_same(play(turned, (W, T), np.zeros((W, W), T), x), x.T.copy())
+
+
+MATRICES = {1: ((2, -1), (2, 1), (0, 0.5)), 2: ((1, 0), (-1, 3)), 3: ((1, 2, 4), (1, -2, 4), (0, 5, -5), (1, 1, 0))}
+transformed = simd.congruence(MATRICES)
+
+
+def squares(KEY, N, M, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 0, M, W, 1, 0, 1, W, transformed(loads(x, 0, N, W, 1, 0, 1, W), KEY))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+@pytest.mark.parametrize("key", MATRICES)
+def test_congruence_multiplies_by_a_constant_matrix_from_both_sides(key, W, T, rng):
+    matrix = np.array(MATRICES[key])
+    rows, columns = matrix.shape
+    x = rng.integers(-9, 10, (columns, columns, W)).astype(T)
+    y = play(squares, (key, columns**2, rows**2, W, T), np.zeros((rows, rows, W), T), x)
+    assert_same(y, np.einsum("ia,jb,abw->ijw", matrix, matrix, x).astype(T))
+
+
+def pools(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        tile = loads(x, 0, 4, 4 * W, 4, W, 1, W)
+        best = pooled(tile, 2, 1)
+        stores(y, 0, 4, W, 1, 0, 1, W, best)
+        stores(y, 4 * W, 4, W, 1, 0, 1, W, winners(tile, best, 2, 1))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+def test_windows_of_several_pairs_of_rows_are_pooled(W, T, rng):
+    x = rng.integers(0, 4, (4, 4, W)).astype(T)  # with many ties: the first wins
+    y = play(pools, (W, T), np.zeros((2, 4, W), T), x)
+    windows = x.reshape(2, 2, 2, 2, W).transpose(0, 2, 4, 1, 3).reshape(4, W, 4)
+    assert_same(y, np.array([windows.max(-1), windows.argmax(-1)], T))
 
 
 def shares_and_chunks(T):

@@ -231,11 +231,13 @@ def _judge_norm(wide, want: Bounded, found, max_zero_share) -> Verdict:
     """The norm-wise class: ||got - truth||_2 against a stated share of ||gauge||_2."""
     usable = np.isfinite(want.value) & np.isfinite(wide) & np.isfinite(want.gauge)
     scale = float(np.linalg.norm(want.gauge[usable]))
-    error = float(np.linalg.norm((wide - want.value)[usable]))
+    with np.errstate(invalid="ignore"):
+        off = np.where(usable, wide - want.value, 0.0)
+    error = float(np.linalg.norm(off))
     measured = error / scale if scale else (0.0 if error == 0 else np.inf)
     found |= dict(norm=(measured, want.norm), n_bad=0 if measured <= want.norm else found["n_bad"])
     if usable.any():
-        at = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(usable, np.abs(wide - want.value), -1)), wide.shape))
+        at = tuple(int(i) for i in np.unravel_index(np.argmax(np.where(usable, np.abs(off), -1)), wide.shape))
         found |= dict(worst=at, got=float(wide[at]), want=float(want.value[at]))
     if measured > want.norm:
         return Verdict(Band.WRONG, **found)

@@ -1,0 +1,236 @@
+"""Winograd's convolution: its matrices, its kernels on buffers with halos, and its variants at sizes that do not fit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from geometries import Convolution
+from kernels_by_hand import assert_same, reals, run, truth, whole_numbers
+
+from tinynet import oracle
+from tinynet.dispatch import find
+from tinynet.kernels.cpu import program, tiles_winograd
+from tinynet.kernels.cpu.conv2d_winograd import NORM, NORM_DW, VARIANTS
+from tinynet.kernels.cpu.program import address_of, compiled, named
+from tinynet.kernels.cpu.tiles_winograd import Tiles
+
+DTYPES = (np.float32, np.float64)
+PLAIN = dict(stride=1, dilation=1, groups=1)
+CASES = {
+    "one channel, one tile": Convolution((1, 1, 6, 6), (1, 1, 3, 3), False, dict(PLAIN, padding=0, layout="NCHW")),
+    "a remainder of 1 and of 3": Convolution((2, 3, 7, 9), (5, 3, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "a remainder of 2, NHWC": Convolution((3, 10, 6, 8), (16, 8, 3, 3), True, dict(PLAIN, padding=1, layout="NHWC")),
+    "odd channels": Convolution((2, 17, 8, 5), (19, 17, 3, 3), True, dict(PLAIN, padding="same", layout="NCHW")),
+    "odd channels, NHWC": Convolution((2, 8, 5, 17), (19, 17, 3, 3), False, dict(PLAIN, padding="same", layout="NHWC")),
+    "24 lanes to 40": Convolution((2, 24, 6, 6), (40, 24, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "four sides": Convolution((2, 9, 8, 4), (6, 4, 3, 3), True, dict(PLAIN, padding=((2, 0), (1, 2)), layout="NHWC")),
+    "wide": Convolution((1, 2, 4, 37), (5, 2, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "several blocks of tiles": Convolution((2, 33, 39, 31), (36, 33, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "many images": Convolution((19, 8, 8, 8), (12, 8, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+}  # fmt: skip
+OTHERS = {
+    "5 x 3": Convolution((2, 3, 9, 8), (4, 3, 5, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "stride": Convolution((2, 3, 9, 8), (4, 3, 3, 3), True, dict(PLAIN, stride=(1, 2), padding=1, layout="NCHW")),
+    "dilation": Convolution((2, 3, 9, 8), (4, 3, 3, 3), True, dict(PLAIN, dilation=(2, 1), padding=1, layout="NCHW")),
+    "groups": Convolution((2, 4, 9, 8), (4, 2, 3, 3), True, dict(PLAIN, groups=2, padding=1, layout="NCHW")),
+    "one pixel": Convolution((2, 4, 1, 1), (4, 4, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "no images": Convolution((0, 4, 8, 8), (4, 4, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+}  # fmt: skip
+
+
+def calls(case: Convolution, rng, fill, dtype):
+    """conv2d and its two gradients: name, arrays, parameters."""
+    x, weight = fill(rng, case.x_shape, dtype), fill(rng, case.weight_shape, dtype)
+    bias = fill(rng, case.weight_shape[:1], dtype) if case.bias else None
+    dy = fill(rng, run("conv2d", "reference", x, weight, bias, **case.window).shape, dtype)
+    return [
+        ("conv2d", (x, weight, bias), case.window),
+        ("conv2d_dx", (dy, weight), dict(case.window, x_shape=x.shape)),
+        ("conv2d_dw", (dy, x), dict(case.window, weight_shape=weight.shape)),
+    ]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_any_size_is_as_near_to_the_truth_as_promised(case, dtype, variant, rng):
+    """The bounds are in units of float32's rounding: float64 must be nearer by the ratio of the two."""
+    for name, arrays, parameters in calls(case, rng, reals, dtype):
+        norm = find(name, f"cpu.{variant}").norm * (1 if dtype is np.float32 else 2.0**-29)
+        verdict = oracle.judge(run(name, f"cpu.{variant}", *arrays, **parameters), truth(name, *arrays, **parameters).with_norm(norm))
+        assert verdict, f"{name}: {verdict}"
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_whole_numbers_come_out_right_when_rounded(case, variant, rng):
+    for name, arrays, parameters in calls(case, rng, whole_numbers, np.float32):
+        assert_same(np.rint(run(name, f"cpu.{variant}", *arrays, **parameters)), run(name, "reference", *arrays, **parameters), name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("case", OTHERS.values(), ids=OTHERS)
+def test_what_they_do_not_take_is_computed_by_simd(case, variant, rng):
+    for name, arrays, parameters in calls(case, rng, reals, np.float32):
+        assert_same(run(name, f"cpu.{variant}", *arrays, **parameters), run(name, "cpu.simd", *arrays, **parameters), name)
+
+
+def test_the_bounds_are_not_hollow(rng):
+    """Within a factor of 20 of what is measured, so a lost digit shows."""
+    case = Convolution((4, 15, 18, 16), (24, 16, 3, 3), False, dict(PLAIN, padding=1, layout="NHWC"))
+    for variant, m in VARIANTS.items():
+        for name, arrays, parameters in calls(case, rng, reals, np.float32):
+            want = truth(name, *arrays, **parameters)
+            measured = np.linalg.norm(run(name, f"cpu.{variant}", *arrays, **parameters) - want.value) / np.linalg.norm(want.gauge)
+            norm = (NORM_DW if name == "conv2d_dw" else NORM)[m]
+            assert norm / 100 < measured < norm, (variant, name, measured, norm)
+
+
+@pytest.mark.parametrize("m", VARIANTS.values())
+def test_the_matrices_make_a_convolution(m, rng):
+    A, B, G = (np.array(matrices[m]) for matrices in (tiles_winograd.A, tiles_winograd.B, tiles_winograd.G))
+    d, g = rng.standard_normal(m + 2), rng.standard_normal(3)
+    np.testing.assert_allclose(A.T @ ((G @ g) * (B.T @ d)), np.convolve(d, g[::-1], "valid"), rtol=1e-12, atol=1e-12)
+
+
+# --- the kernels on buffers of a compiled network ------------------------------------------------------------------------
+
+
+class Layer:
+    """x with a halo of 1 and rows that are longer than they need be, weights in matrices, and room for y."""
+
+    def __init__(self, m, rows, columns, channels, count, dtype, rng, images=3):
+        self.m, self.rows, self.columns, self.count, self.dtype, self.images = m, rows, columns, count, dtype, images
+        self.channels, self.lanes = channels, 4 if count <= 4 else -(-count // 8) * 8
+        self.x = np.zeros((images, rows + 2, columns + 5, channels), dtype)
+        self.x[:, 1:-1, 1 : columns + 1] = reals(rng, (images, rows, columns, channels), dtype)
+        self.weight, self.bias = reals(rng, (count, channels, 3, 3), dtype), np.zeros(self.lanes, dtype)
+        self.bias[:count] = reals(rng, (count,), dtype)
+        self.tiles = Tiles(m, rows, columns, channels, self.lanes, dtype)
+        self.w = 4
+        self.u, self.work = np.zeros((m + 2) ** 2 * channels * self.lanes, dtype), np.full(8 * self.tiles.work, np.nan, dtype)
+        taps = np.empty(8 * 9 * self.w, dtype)
+        numbers = dict(terms=channels, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * channels, u=address_of(self.u), taps=(address_of(taps), 9 * self.w * self.x.itemsize))
+        program.run([named(compiled(tiles_winograd.weights_in, m, self.w, dtype), tiles_winograd.WEIGHTS, numbers)], 1, 1, 3)
+
+    def truth(self):
+        """Before what follows the sum, in float64: (images, rows, columns, lanes)."""
+        return self._sums(self.x, self.weight) + self.bias
+
+    def _sums(self, x, weight):
+        y = np.zeros((self.images, self.rows, self.columns, self.lanes))
+        for a in range(3):
+            for b in range(3):
+                y[..., : self.count] += x[:, a : a + self.rows, b : b + self.columns].astype(np.float64) @ weight[:, :, a, b].astype(np.float64).T
+        return y
+
+    @property
+    def slack(self) -> float:
+        """What all errors together, and so each of them, may be. Maxima, ReLU and masks make no error larger."""
+        return NORM[self.m] * (1 if self.dtype is np.float32 else 2.0**-29) * np.linalg.norm(self._sums(abs(self.x), abs(self.weight)) + abs(self.bias))
+
+    def numbers(self, y, **more):
+        item, step = y.itemsize, self.x.strides
+        return dict(
+            **dict(self.tiles.numbers, rows=self.rows // 2 * 2, columns=self.columns // 2 * 2) if y.shape[1] < self.rows else self.tiles.numbers,
+            terms=self.channels, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), u=address_of(self.u), bias=address_of(self.bias),
+            work=(address_of(self.work), self.tiles.work * item), y=(address_of(y), 0, y.strides[0]), oy=y.strides[1] // item, ox=y.strides[2] // item, **more,
+        )  # fmt: skip
+
+    def play(self, y, shares=1, pool=0, **more):
+        program.run([named(compiled(tiles_winograd.winograd, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD, self.numbers(y, **more))], self.images, self.images, shares)
+        return y
+
+    def near(self, got, want) -> bool:
+        return np.linalg.norm(got - want) <= self.slack
+
+
+SIZES = [(4, 8, 8, 8, 16), (4, 9, 11, 16, 24), (4, 4, 18, 32, 4), (2, 7, 5, 8, 64), (4, 31, 21, 40, 17)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_what_follows_the_sum(size, dtype, rng):
+    """Bias, another buffer, ReLU and ReLU's mask, into the middle of a buffer whose halo stays as it was."""
+    layer = Layer(*size, dtype, rng)
+    shape = (layer.images, layer.rows + 2, layer.columns + 2, layer.lanes)
+    y, other, mask = np.full(shape, 7, dtype), reals(rng, shape, dtype), reals(rng, shape, dtype)
+    inner = np.s_[:, 1:-1, 1:-1]
+    where = {f"{name}_{axis}": step for name in ("add", "mask") for axis, step in (("y", shape[2] * shape[3]), ("x", shape[3]))}
+    layer.play(y[inner], relu=1, add=(address_of(other[inner]), 0, other.strides[0]), mask=(address_of(mask[inner]), 0, mask.strides[0]), **where)
+    want = np.maximum(layer.truth() + other[inner], 0)
+    assert layer.near(y[inner], np.where(mask[inner] > 0, want, 0))
+    y[inner] = 7
+    assert (y == 7).all(), "the halo was written"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_pooling_says_who_won(size, dtype, rng):
+    """winner: 0 to 3, or -1 where ReLU lets no gradient pass; an odd row or column belongs to no window."""
+    layer = Layer(*size, dtype, rng)
+    shape = (layer.images, layer.rows // 2, layer.columns // 2, layer.lanes)
+    y, winner = np.zeros(shape, dtype), np.zeros(shape, dtype)
+    layer.play(y, pool=1, relu=1, winner=address_of(winner))
+    windows = layer.truth()[:, : shape[1] * 2, : shape[2] * 2].reshape(shape[0], shape[1], 2, shape[2], 2, shape[3]).transpose(0, 1, 3, 5, 2, 4).reshape(*shape, 4)
+    assert layer.near(y, np.maximum(windows.max(-1), 0))
+    first, second = np.sort(windows)[..., -1], np.sort(windows)[..., -2]
+    sure = (first - second > 2 * layer.slack) & (abs(first) > layer.slack)  # nobody is nearly as large, and it is not nearly 0
+    assert sure[..., : layer.count].mean() > 0.9
+    assert_same(winner[sure], np.where(first > 0, windows.argmax(-1), -1).astype(dtype)[sure])
+    alone = layer.play(np.zeros(shape, dtype), pool=1)
+    assert layer.near(alone, windows.max(-1))
+
+
+def test_a_nan_wins_in_pooling(rng):
+    layer = Layer(4, 8, 8, 8, 16, np.float32, rng)
+    layer.x[1, 2, 3, 4] = np.nan
+    y = layer.play(np.zeros((3, 4, 4, 16), np.float32), pool=1, relu=1)
+    assert np.isnan(y[1, 0, 0]).all() and np.isfinite(y[[0, 2]]).all() and np.isfinite(y[1, 2:]).all()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("pool", [0, 1])
+def test_shares_of_an_image_give_the_same_bits(size, pool, rng):
+    """By rows of tiles and by lanes: where a tile was moved back, two of them compute the same outputs, and the same one must win."""
+    layer = Layer(*size, np.float32, rng)
+    shape = (layer.images, layer.rows >> pool, layer.columns >> pool, layer.lanes)
+    want = layer.play(np.zeros(shape, np.float32), pool=pool)
+    for shares in (2, 3, 8):
+        for by_lanes in (0, 1):
+            assert_same(layer.play(np.full(shape, np.nan, np.float32), shares, pool, by_lanes=by_lanes), want, f"{shares} shares, by_lanes={by_lanes}")
+
+
+@pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
+def test_kernels_for_other_processors_vectors_are_right_too(target):
+    """Compiled for this machine, with the width and the number of registers of another."""
+    code = """
+from tinynet import oracle
+from tinynet.dispatch import find
+wanted = lambda case: case.inputs()[1]["groups"] == 1 and case.kind in ("ints", "reals") and ("odd" in case.label or "C = " in case.label)
+for name in ("conv2d", "conv2d_dx", "conv2d_dw"):
+    for variant in ("winograd", "winograd2"):
+        report = oracle.check(oracle.with_out(find(name, f"cpu.{variant}"), name), name, cases=wanted)
+        assert report and len(report) > 8, report.explain()
+"""
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "TINYNET_SIMD": target, "TINYNET_QUIET": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_chosen_tiles_fit_into_the_registers_and_the_cache(dtype):
+    from tinynet.kernels.cpu.simd import TARGET
+
+    for rows, columns, channels, lanes in [(4, 4, 4, 4), (16, 16, 32, 64), (12, 12, 32, 16), (32, 32, 64, 64), (5, 90, 24, 40), (56, 56, 256, 256)]:
+        for m in VARIANTS.values():
+            for gradient in (False, True):
+                tiles = Tiles(m, rows, columns, channels, lanes, dtype, gradient=gradient)
+                _, r, v, w, x = tiles.constants
+                assert r * v + v < TARGET.registers and v * w <= lanes and x <= channels
+                assert not gradient or channels % r == 0 and lanes % (v * w) == 0
+                row_of_tiles = (m + 2) ** 2 * -(-columns // m) * (channels + lanes) * np.dtype(dtype).itemsize
+                assert tiles.work * np.dtype(dtype).itemsize <= max(tiles_winograd.CACHE, 2 * row_of_tiles) + 36 * 256
