@@ -119,6 +119,7 @@ class Network:
         self.scale = self.memory(Memory(16, "scale"))
         self.scaled = 1.0  # what a loss is multiplied by
         self.needs = self._needed()
+        self.extents = self._extents()
         for unit in self.units:
             getattr(self, unit.kind)(unit)
         self._results()
@@ -149,8 +150,39 @@ class Network:
         return compiled(factory, *constants, self.T)
 
     def shape(self, value: int) -> tuple[int, int, int]:
-        """(channels, rows, columns) of an image."""
-        return nchw(self.graph.shapes[value], self.layouts[value])[1:]
+        """(channels, rows, columns) of an image: of a result, as many as somebody reads."""
+        channels, *whole = nchw(self.graph.shapes[value], self.layouts[value])[1:]
+        return (channels, *self.extents.get(value, whole))
+
+    def _extents(self) -> dict[int, tuple[int, int]]:
+        """Rows and columns of each image that are read. Windows that don't fit any more leave out the last ones: then nobody
+        need compute those (the article's small network reads 14 x 14 of its first layer's 15 x 15)."""
+        found: dict[int, tuple[int, int]] = {}
+
+        def read(value: int, rows: int, columns: int) -> None:
+            whole, before = nchw(self.graph.shapes[value], self.layouts[value])[2:], found.get(value, (0, 0))
+            found[value] = tuple(min(w, max(b, n)) for w, b, n in zip(whole, before, (rows, columns)))
+
+        for v in (*self.graph.results, *self.seeds):
+            if self.is_image(v):
+                read(v, *nchw(self.graph.shapes[v], self.layouts[v])[2:])
+        for unit in reversed(self.units):
+            if not self.is_image(unit.x):
+                continue
+            if not self.is_image(unit.output):
+                read(unit.x, *nchw(self.graph.shapes[unit.x], self.layouts[unit.x])[2:])
+                continue
+            rows, columns = found.get(unit.output, (1, 1))
+            if unit.other is not None:
+                read(unit.other, rows, columns)
+            if unit.pool:
+                rows, columns = 2 * rows, 2 * columns
+            if unit.window:
+                p = unit.window
+                kernel = p.get("kernel_size") or self.graph.shapes[unit.weight][2:]
+                rows, columns = ((n - 1) * s + reach(k, d) - pad[0] for n, s, k, d, pad in zip((rows, columns), p["stride"], kernel, p["dilation"], p["padding"]))
+            read(unit.x, max(rows, 1), max(columns, 1))
+        return {v: n for v, n in found.items() if v not in self.graph.batched}
 
     def _needed(self) -> dict[int, bool]:
         needs = {v: True for v in self.graph.gradients}
@@ -347,12 +379,12 @@ class Network:
         return memory
 
     def taps(self, unit: Unit) -> tuple:
-        """(kernel, stride, dilation, (top, left), the result's rows and columns)"""
+        """(kernel, stride, dilation, (top, left), rows and columns of the sums, before pooling)"""
         _, _, kh, kw = self.graph.shapes[unit.weight]
         window = unit.window
-        first = unit.calls[0]
-        rows, columns = nchw(self.graph.shapes[first.output], window["layout"])[2:]
-        return (kh, kw), window["stride"], window["dilation"], (window["padding"][0][0], window["padding"][1][0]), (rows, columns)
+        _, rows, columns = self.shape(unit.output)
+        outputs = (2 * rows, 2 * columns) if unit.pool else (rows, columns)
+        return (kh, kw), window["stride"], window["dilation"], (window["padding"][0][0], window["padding"][1][0]), outputs
 
     def conv_input(self, unit: Unit, overhang: int = 1) -> View:
         """overhang: outputs are computed in multiples of it."""
@@ -366,19 +398,12 @@ class Network:
         """Whether a convolution is worth Winograd's transforms: many channels on both sides, and tiles that fit its outputs."""
         k, c, *kernel = self.graph.shapes[unit.weight]
         plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
-        return self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 and self.tiles_fit(*self.outputs(unit))
+        return self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 and self.tiles_fit(*self.taps(unit)[4])
 
     @staticmethod
     def tiles_fit(rows: int, columns: int) -> bool:
         """Whether tiles of M x M outputs save at least a third of the multiplications."""
         return min(rows, columns) >= M and ceil(rows / M) * ceil(columns / M) * (M + 2) ** 2 <= 0.67 * rows * columns * 9
-
-    def outputs(self, unit: Unit) -> tuple[int, int]:
-        """Rows and columns of a convolution's outputs that somebody reads: pooling leaves out an odd last one."""
-        if unit.pool:
-            _, rows, columns = self.shape(unit.output)
-            return 2 * rows, 2 * columns
-        return self.taps(unit)[4]
 
     def conv2d(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -398,7 +423,7 @@ class Network:
             winner.halo = y.memory.halo  # at the same places
         flops = 2 * rows * columns * prod(self.graph.shapes[unit.weight])
         if self.by_winograd(unit):
-            self.winograd(unit.name, unit, x, (-top, -left), lanes_of(c), c, w, self.outputs(unit), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
+            self.winograd(unit.name, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
 
         def build():
@@ -479,7 +504,7 @@ class Network:
         W = self.width(lanes)
         if unit.pool:
             dy, winner = dz, self.views[unit.output, "winner"]
-            dz = self.buffer(k, *self.outputs(unit), what=f"gradient before pooling of value {unit.output}")
+            dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
             into = sums or self.memory(Memory(lanes, "sums that nobody reads"))
 
             def spread():
