@@ -50,7 +50,7 @@ class TinynetPeer(Peer):
     name = "tinynet"
     module = "numba"
     install = "pip install numba"
-    modes = ("eager",)
+    modes = ("eager", "compiled")
     layout = "NCHW"  # the functional listing, network `tensorflow`, runs in NHWC
 
     def __init__(self):
@@ -70,6 +70,8 @@ class TinynetPeer(Peer):
         self.network = network
         self.channels_last = network.name == "tensorflow"
         self.model = make_model(network)
+        self.fast = tinynet.compile(self.model) if mode == "compiled" else self.model
+        self.compiled = mode == "compiled"
         self.parameters = list(self.model.parameters())
         self.optimizer = None
 
@@ -104,16 +106,21 @@ class TinynetPeer(Peer):
 
     def forward(self, x: np.ndarray) -> np.ndarray:
         check_built(self, self.network)
+        images = self._images(x)
         with tinynet.no_grad():
-            return self.model(self._images(x)).numpy()
+            if self.compiled:
+                self.fast(images)  # a first call runs op by op: what is judged is the program
+            return self.fast(images).numpy()
 
     def loss_and_gradients(self, x, y):
         check_built(self, self.network)
         check_classes(self, x, y)
         images = self._images(x)
         images.requires_grad = True
+        if self.compiled:
+            self.fast(images)
         self._zero_grad()
-        loss = loss_of(self.network, self.model(images), y)
+        loss = loss_of(self.network, self.fast(images), y)
         loss.backward()
         gradients = self._canonical([p.grad for p in self.parameters])
         gradients["input"] = images_from_nhwc(images.grad) if self.channels_last else images.grad
@@ -133,7 +140,7 @@ class TinynetPeer(Peer):
 
         def call():
             with tinynet.no_grad():
-                return self.model(images).numpy()
+                return self.fast(images).numpy()
 
         return call
 
@@ -141,12 +148,12 @@ class TinynetPeer(Peer):
         images, classes = batch
         if self.optimizer is None:
             self.optimizer = tinynet.optim.SGD(self.parameters, optimizer.learning_rate, momentum=optimizer.momentum)
+            self.step = tinynet.compile(self._train) if self.compiled else self._train
+        return lambda: self.step(images, classes).item()
 
-        def call():
-            self.optimizer.zero_grad()
-            loss = loss_of(self.network, self.model(images), classes)
-            loss.backward()
-            self.optimizer.step()
-            return loss.item()
-
-        return call
+    def _train(self, images, classes):
+        self.optimizer.zero_grad()
+        loss = loss_of(self.network, self.model(images), classes)
+        loss.backward()
+        self.optimizer.step()
+        return loss
