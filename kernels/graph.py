@@ -37,7 +37,7 @@ class Graph:
     results: list[int]
     loss: int | None = None
     gradients: list[int] = field(default_factory=list)
-    updates: dict[int, str] = field(default_factory=dict)  # parameter -> "sgd" or "adam"
+    updates: dict[int, str] = field(default_factory=dict)  # parameter -> "sgd", "momentum" or "adam"
 
 
 class Unsupported(Exception):

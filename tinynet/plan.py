@@ -215,13 +215,13 @@ class Plan:
             raise Unsupported(first, "a parameter does not lie in one piece; use np.ascontiguousarray")
         self.inputs = [(v, i, trace.values[v].dtype.kind in "iub") for v, i in self.leaves.items() if v in used]
         self.targets = [(c.op, v, graph.shapes[c.inputs[0]][1]) for c in trace.calls if c.op in ("cross_entropy", "nll_loss") for v in (c.inputs[1],)]
-        self.trained = [(v, self.tensors[v], self.network.weight_gradients[v]) for v in graph.gradients if v in self.network.weight_gradients]
+        self.trained = [(v, self.tensors[v]) for v in graph.gradients if v in self.network.weight_gradients or v in self.network.stepped]
         self.arenas: list = []
         self.stepping = threading.Lock()
         places = {id(p): i for i, p in enumerate(self.optimizer.parameters)} if self.optimizer is not None else {}
         self.updated = [(v, places[id(self.tensors[v])]) for v in graph.updates]
         kept = {id(t) for t in self.zeroed}
-        self.adding = [t for _, t, _ in self.trained if id(t) not in kept] if graph.updates else []
+        self.adding = [t for _, t in self.trained if id(t) not in kept] if graph.updates else []
 
     def _returned(self, trace: Trace, result):
         """The form of what the function returned, with the number of a value for each tensor."""
@@ -250,7 +250,8 @@ class Plan:
         values = {id(self.tensors[v]): v for v in graph.gradients if v in self.tensors}
         if any(id(p) not in values for p in optimizer.parameters):
             raise Unsupported(trace.calls[-1], "the optimiser has parameters that the loss does not depend on")
-        graph.updates.update({values[id(p)]: kinds[type(optimizer)] for p in optimizer.parameters})
+        kind = "momentum" if type(optimizer) is SGD and optimizer.momentum else kinds[type(optimizer)]
+        graph.updates.update({values[id(p)]: kind for p in optimizer.parameters})
 
     # --- a call ---------------------------------------------------------------------------------------------------
 
@@ -259,7 +260,8 @@ class Plan:
         for place, (t, array, needs) in enumerate(self.known):
             if (t.data is not array or t._requires_grad is not needs) and not self._still_fits(place):
                 return False
-        return True
+        # a step of SGD that is taken at once has no momentum
+        return not (self.network.stepped and self.optimizer.momentum)
 
     def _still_fits(self, place: int) -> bool:
         """Whether a parameter's new array can take the old one's place."""
@@ -337,7 +339,7 @@ class Plan:
         zeroed = {id(t) for t in self.zeroed}
         for t in self.zeroed:
             t._grad = None
-        before = [None if id(t) in zeroed else t.grad for _, t, _ in self.trained]
+        before = [None if id(t) in zeroed else t.grad for _, t in self.trained]
         arena = self._arena()
         try:
             self._bind(arena, leaves)
@@ -345,15 +347,15 @@ class Plan:
             found = self._bind_results(arena)
             self.network.play(arena)
             self._check(arena)
-            for (_, t, gradient), old in zip(self.trained, before):
-                later = partial(arena.copied, gradient, self.dtype, t.data.shape)
+            for (v, t), old in zip(self.trained, before):
+                later = partial(self.network.gradient, arena, v)
                 t._grad = later if old is None else old + later()
             for state in states:
                 state["t"] += 1
         finally:
             self.arenas.append(arena)
         if states:
-            guard.edited(t for _, t, _ in self.trained)
+            guard.edited(t for _, t in self.trained)
         return self._formed(self.form, found)
 
     def _hyper(self, arena) -> list[dict]:
@@ -392,8 +394,8 @@ class Plan:
             for v, share in shares.items():
                 arena.bind(("gradient", v), share)
             self.network.play(arena, 1)
-            for v, _, memory in self.trained:
-                shares[v] = arena.copied(memory, self.dtype, self.graph.shapes[v])
+            for v, _ in self.trained:
+                shares[v] = self.network.gradient(arena, v)
             return [shares[v] for v in self.graph.gradients]
 
         result.made_by(Pulled(COMPILED, tensors, arrays, pull_back, lambda: self.arenas.append(arena)))

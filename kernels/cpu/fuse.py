@@ -95,6 +95,8 @@ class Fusing:
         for v in values:
             if v is not None and (v not in self.graph.outside or v in self.graph.batched):
                 raise Unsupported(call, "its weights are computed by other ops")
+            if v is not None and v in self.graph.gradients and self.uses[v] > 1:
+                raise Unsupported(call, "its weights are another layer's too, and gradients are not added up between layers")
 
     # --- images ---------------------------------------------------------------------------------------------
 

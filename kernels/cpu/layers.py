@@ -549,9 +549,24 @@ UPDATE = fields("count w g first second hyper fault")
 
 
 def sgd(T):
+    """w -= lr * (g + decay * w). See optim.py. hyper: lr, decay."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if get(pointer(get(row, UPDATE.fault), np.int64), 0) != 0:
+            return
+        count, w, g, hyper = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.hyper), np.float64)
+        lr, decay = T(get(hyper, 0)), T(get(hyper, 1))
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            step = get(g, i) + decay * get(w, i) if decay != 0 else get(g, i)
+            put(w, i, get(w, i) - lr * step)
+
+    return kernel
+
+
+def momentum(T):
     """g += decay * w;  v = momentum * v + g;  w -= lr * (g + momentum * v with Nesterov, else v). See optim.py.
 
-    hyper: lr, decay, momentum, nesterov. first: v, where there is a momentum.
+    hyper: lr, decay, momentum, nesterov. first: v.
     """
 
     def kernel(row, image, slot, chunk, share, shares):
@@ -559,18 +574,12 @@ def sgd(T):
             return
         count, w, g, v = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.first), T)
         hyper = pointer(get(row, UPDATE.hyper), np.float64)
-        lr, decay, momentum, nesterov = T(get(hyper, 0)), T(get(hyper, 1)), T(get(hyper, 2)), get(hyper, 3)
-        begin, end = count * share // shares, count * (share + 1) // shares
-        if momentum == 0:
-            for i in range(begin, end):
-                step = get(g, i) + decay * get(w, i) if decay != 0 else get(g, i)
-                put(w, i, get(w, i) - lr * step)
-        else:
-            for i in range(begin, end):
-                step = get(g, i) + decay * get(w, i) if decay != 0 else get(g, i)
-                speed = momentum * get(v, i) + step
-                put(v, i, speed)
-                put(w, i, get(w, i) - lr * (step + momentum * speed if nesterov != 0 else speed))
+        lr, decay, keeps, nesterov = T(get(hyper, 0)), T(get(hyper, 1)), T(get(hyper, 2)), get(hyper, 3)
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            step = get(g, i) + decay * get(w, i) if decay != 0 else get(g, i)
+            speed = keeps * get(v, i) + step
+            put(v, i, speed)
+            put(w, i, get(w, i) - lr * (step + keeps * speed if nesterov != 0 else speed))
 
     return kernel
 

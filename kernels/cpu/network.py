@@ -24,7 +24,7 @@ from math import ceil, prod
 import numpy as np
 
 from tinynet.geometry import nchw, reach
-from tinynet.kernels.cpu import layers, threads, tiles
+from tinynet.kernels.cpu import layers, threads, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
 from tinynet.kernels.cpu.fuse import Fusing, Unit
 from tinynet.kernels.cpu.memory import Arena, At, Buffer, Memory, Outside, Program, lanes_of, lay_out
@@ -34,6 +34,7 @@ from tinynet.kernels.graph import Graph
 
 SMALL = 256 << 10  # bytes of a dense layer's weights that stay in the cache, image after image
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, but 4, where one is large
+M = 4  # outputs in a row or column of a Winograd tile
 HYPER = 16  # numbers of an optimiser (float64), for each parameter
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 WORTH_SHARING = 20_000  # operations of a kernel on one image that are worth a thread's waking
@@ -113,6 +114,7 @@ class Network:
         self.rows: dict = {}  # value -> memory of a row
         self.gradients: dict[int, Buffer] = {}  # value -> buffer of its gradient so far
         self.weight_gradients: dict[int, Memory] = {}
+        self.stepped: dict[int, tuple] = {}  # weights whose gradient is used at once, and kept nowhere: what it is computed from
         self.fault = self.memory(Memory(8, "fault"))
         self.scale = self.memory(Memory(16, "scale"))
         self.scaled = 1.0  # what a loss is multiplied by
@@ -352,12 +354,31 @@ class Network:
         rows, columns = nchw(self.graph.shapes[first.output], window["layout"])[2:]
         return (kh, kw), window["stride"], window["dilation"], (window["padding"][0][0], window["padding"][1][0]), (rows, columns)
 
-    def conv_input(self, unit: Unit) -> View:
+    def conv_input(self, unit: Unit, overhang: int = 1) -> View:
+        """overhang: outputs are computed in multiples of it."""
         (kh, kw), stride, dilation, (top, left), (rows, columns) = self.taps(unit)
         _, h, w = self.shape(unit.x)
-        low = (rows - 1) * stride[0] + reach(kh, dilation[0]) - top - h
-        far = (columns - 1) * stride[1] + reach(kw, dilation[1]) - left - w
-        return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d")
+        low = (ceil(rows / overhang) * overhang - 1) * stride[0] + reach(kh, dilation[0]) - top - h
+        far = (ceil(columns / overhang) * overhang - 1) * stride[1] + reach(kw, dilation[1]) - left - w
+        return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
+
+    def by_winograd(self, unit: Unit) -> bool:
+        """Whether a convolution is worth Winograd's transforms: many channels on both sides, and tiles that fit its outputs."""
+        k, c, *kernel = self.graph.shapes[unit.weight]
+        plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
+        return self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 and self.tiles_fit(*self.outputs(unit))
+
+    @staticmethod
+    def tiles_fit(rows: int, columns: int) -> bool:
+        """Whether tiles of M x M outputs save at least a third of the multiplications."""
+        return min(rows, columns) >= M and ceil(rows / M) * ceil(columns / M) * (M + 2) ** 2 <= 0.67 * rows * columns * 9
+
+    def outputs(self, unit: Unit) -> tuple[int, int]:
+        """Rows and columns of a convolution's outputs that somebody reads: pooling leaves out an odd last one."""
+        if unit.pool:
+            _, rows, columns = self.shape(unit.output)
+            return 2 * rows, 2 * columns
+        return self.taps(unit)[4]
 
     def conv2d(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -366,13 +387,19 @@ class Network:
         lanes = lanes_of(k) if groups == 1 or depthwise else k // groups
         x = self.conv_input(unit)
         y = self.image(unit.output)
-        w, bias = self.packed(unit, True), self.bias_of(unit, lanes_of(k))
+        if self.by_winograd(unit):
+            w, bias = self.transformed(unit, True), self.bias_of(unit, lanes_of(k))
+        else:
+            w, bias = self.packed(unit, True), self.bias_of(unit, lanes_of(k))
         other = self.image(unit.other) if unit.other is not None else None
         winner = None
         if unit.pool and self.needs[unit.output]:
             winner = self.views[unit.output, "winner"] = self.buffer(k, y.rows, y.columns, what=f"winners of value {unit.output}")
             winner.halo = y.memory.halo  # at the same places
         flops = 2 * rows * columns * prod(self.graph.shapes[unit.weight])
+        if self.by_winograd(unit):
+            self.winograd(unit.name, unit, x, (-top, -left), lanes_of(c), c, w, self.outputs(unit), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
+            return
 
         def build():
             numbers = dict(
@@ -404,6 +431,44 @@ class Network:
 
     depthwise = conv2d
 
+    def transformed(self, unit: Unit, forward: bool) -> Memory:
+        """The weights as Winograd's products read them."""
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        terms, count = (c, k) if forward else (k, c)
+        lanes, W = lanes_of(count), next(w for w in tiles.widths(self.T) if w <= lanes_of(count))
+        u = self.memory(Memory((M + 2) ** 2 * terms * lanes, f"transformed weights of value {unit.output}"))
+        taps = self.memory(Memory(9 * W, "taps", self.slots))
+
+        def build():
+            w_term, w_lane = (9, 9 * c) if forward else (9 * c, 9)
+            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            return [(self.kernel(tiles_winograd.weights_in, M, W), tiles_winograd.WEIGHTS, numbers)]
+
+        self.step("weights, transformed", build, [], once=True, into=self.prepare, with_before=True)
+        return u
+
+    def winograd(self, what: str, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
+        """A convolution by Winograd's algorithm, of outputs rows x columns."""
+        cut = tiles_winograd.Tiles(M, *outputs, channels, lanes, self.T)
+        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
+
+        def build():
+            numbers = dict(
+                cut.numbers, terms=terms, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
+                by_lanes=self.shares(flops) > ceil(outputs[0] / M),
+            )  # fmt: skip
+            if bias is not None:
+                numbers.update(bias=At(bias, alone=True))
+            if add is not None:
+                numbers.update(add=add.at(), add_y=add.y, add_x=add.x)
+            if mask is not None:
+                numbers.update(mask=mask.at(), mask_y=mask.y, mask_x=mask.x)
+            if winner is not None:
+                numbers.update(winner=At(winner))
+            return [(self.kernel(tiles_winograd.winograd, *cut.constants, int(pool)), tiles_winograd.WINOGRAD, numbers)]
+
+        self.step(f"{what}, Winograd", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
+
     def conv2d_back(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
         _, stride, dilation, (top, left), (rows, columns) = self.taps(unit)
@@ -414,7 +479,7 @@ class Network:
         W = self.width(lanes)
         if unit.pool:
             dy, winner = dz, self.views[unit.output, "winner"]
-            dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
+            dz = self.buffer(k, *self.outputs(unit), what=f"gradient before pooling of value {unit.output}")
             into = sums or self.memory(Memory(lanes, "sums that nobody reads"))
 
             def spread():
@@ -471,9 +536,36 @@ class Network:
             self.weight_gradients[value] = self.memory(Memory(prod(self.graph.shapes[value]), f"gradient of value {value}"))
         return self.weight_gradients[value]
 
+    def winograd_dw(self, unit: Unit, dz: Buffer) -> None:
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        (top, left), (rows, columns) = self.taps(unit)[3], (dz.rows, dz.columns)
+        x, gradient = self.conv_input(unit, M), self.weight_gradient(unit.weight)
+        dz.need(0, -rows % M, 0, -columns % M)
+        channels, lanes = lanes_of(c), lanes_of(k)
+        W = next(w for w in tiles.widths(self.T) if w <= lanes)
+        cut = tiles_winograd.Tiles(M, rows, columns, channels, lanes, self.T, gradient=True)
+        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
+        sums = self.summed((M + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")
+        taps = self.memory(Memory(9 * W * c, "taps", self.slots))
+
+        def build():
+            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, sums=At(sums, alone=True), sums_chunk=sums.step)
+            return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants), tiles_winograd.WINOGRAD_DW, numbers)]
+
+        def gather():
+            numbers = dict(terms=c, channels=channels, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            return [(self.kernel(tiles_winograd.weights_out, M, W), tiles_winograd.WEIGHTS_OUT, numbers)]
+
+        self.step("gradient of the weights, Winograd", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
+        self.step("sums of chunks, transformed back", gather, [], once=True, into=self.finish, with_before=True)
+
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
+        if self.by_winograd(unit):
+            self.winograd_dw(unit, dz)
+            return
         k, c, kh, kw = self.graph.shapes[unit.weight]
-        _, stride, dilation, (top, left), (rows, columns) = self.taps(unit)
+        _, stride, dilation, (top, left), _ = self.taps(unit)
+        rows, columns = dz.rows, dz.columns
         x, groups, depthwise = self.conv_input(unit), unit.window["groups"], unit.kind == "depthwise"
         lanes = lanes_of(k) if groups == 1 or depthwise else k // groups
         gradient = self.weight_gradient(unit.weight)
@@ -513,6 +605,12 @@ class Network:
         dz.need(max(-up, 0), max(rows + low - dz.rows, 0), max(-near, 0), max(columns + far - dz.columns, 0))
         mask = self.mask(unit.x)
         dx, before = self.contribution(unit.x)
+        if self.by_winograd(unit) and self.tiles_fit(h, w) and max(top, left) <= 2:
+            dz.need(2 - top, max(h + top - dz.rows, 0), 2 - left, max(w + left - dz.columns, 0))
+            share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
+            work = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
+            self.winograd("gradient of the images", unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
+            return
         weights = self.packed(unit, depthwise)
         terms = k // groups
         lanes = lanes_of(c) if groups == 1 else lanes_of(k) if depthwise else c
@@ -714,9 +812,16 @@ class Network:
 
             self.step("gradient of the bias", build, [dy], once=True, into=self.finish, with_before=True)
         if self.needs.get(unit.weight):
-            gradient = self.weight_gradient(unit.weight)
-            numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c=At(gradient), c_row=t)
-            self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
+            numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c_row=t)
+            tile = tiles.best_gemm(k, t, n, self.T, True)
+            if self.graph.updates.get(unit.weight) == "sgd" and tile and tile[0] * tile[1] >= 8:
+                self.stepped[unit.weight] = (x, dy, n, k, t)
+                numbers.update(c=At(Outside(unit.weight)), hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
+                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", tile)
+            else:
+                gradient = self.weight_gradient(unit.weight)
+                numbers.update(c=At(gradient))
+                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
         if self.needs.get(unit.x):
             mask, dx = self.mask(unit.x), self.joined(unit.x)
             if once:
@@ -900,6 +1005,19 @@ class Network:
         if self.training:
             arena.hyper, arena.numbers = arena.view(self.hyper, np.float64, (len(self.graph.updates), HYPER)), None
         return arena
+
+    def gradient(self, arena: Arena, value: int) -> np.ndarray:
+        """The gradient of a parameter that the program last computed; of one that was used at once, computed again."""
+        if value not in self.stepped:
+            return arena.copied(self.weight_gradients[value], self.T, self.graph.shapes[value])
+        x, dy, n, k, t = self.stepped[value]
+
+        def rows(memory, count):
+            if isinstance(memory, Outside):
+                return arena.bound[memory.key]
+            return np.stack([arena.memory[memory.offset + i * memory.image :][: count * self.item].view(self.T) for i in range(n)])
+
+        return rows(dy, k).T @ rows(x, t)
 
     def play(self, arena: Arena, program: int = 0) -> None:
         play(arena.addresses[program], self.slots)

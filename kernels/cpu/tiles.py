@@ -529,9 +529,13 @@ def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, 
     """
     item, tile = np.dtype(dtype).itemsize, best_gemm(rows, columns, terms, dtype)
     whole = best_gemm(rows, columns, terms, dtype, True)
+    full = max(TARGET.lanes(dtype), LEAST_LANES)
+    if terms > FEW_TERMS and rows % 4 == 0 and columns % (4 * full) == 0 and TARGET.registers >= 32:
+        whole = 4, 4, full  # few terms in flight read b in long runs
     if terms > FEW_TERMS and whole and whole[0] * whole[1] >= min(8, rows):
         lanes = whole[1] * whole[2]
-        return whole, dict(column_block=max(lanes, 512 // lanes * lanes), term_block=64, rows_first=0)
+        width, depth = (2048, 64) if rows == 1 else (512, 32)
+        return whole, dict(column_block=max(lanes, width // lanes * lanes), term_block=depth, rows_first=0)
     lanes = tile[1] * tile[2]
     wide = max(4 * lanes, (256 << 10) // (terms * item) // lanes * lanes)
     return tile, dict(column_block=min(wide, -(-columns // lanes) * lanes), term_block=terms, rows_first=terms <= FEW_TERMS)

@@ -162,7 +162,7 @@ def weights_out(M, W, T):
 
 WINOGRAD = fields(
     "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u bias work work_slot v_pitch m_pitch "
-    "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner"
+    "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
 
 
@@ -192,7 +192,7 @@ def winograd(M, R, V, W, X, POOL, T):
         add_to, mask, asked = get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
         before, before_y, before_x = place(row, WINOGRAD.add, image, slot, T), get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x)
         passed, passed_y, passed_x = place(row, WINOGRAD.mask, image, slot, T), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
-        winner = pointer(asked + slot * get(row, WINOGRAD.y_slot) + image * get(row, WINOGRAD.y_image), T)
+        winner = place(row, WINOGRAD.winner, image, slot, T)
 
         # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
         # one share does both, in order, so that the result does not depend on who is first.

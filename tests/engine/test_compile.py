@@ -160,6 +160,38 @@ def test_real_numbers_are_as_near_to_the_truth_as_the_engine_s(name):
         assert np.abs(got[key] - want).max() <= allowed, key
 
 
+WIDE = {
+    "pooled": (lambda: Sequential(Conv2d(3, 16, 3), ReLU(), Conv2d(16, 24, 3), ReLU(), MaxPool2d(2)), (3, 17, 15)),
+    "padded": (lambda: Sequential(Conv2d(16, 17, 3, padding=1), ReLU(), Conv2d(17, 32, 3, padding=1), ReLU(), MaxPool2d(2)), (16, 12, 13)),
+    "residual": (lambda: Sequential(Conv2d(3, 16, 3, padding=1), ReLU(), Residual(16), Residual(16)), (3, 8, 9)),
+    "NHWC": (lambda: Sequential(Conv2d(16, 20, 3, padding=1, layout="NHWC"), ReLU(), Conv2d(20, 16, 3, layout="NHWC"), Flatten()), (9, 16, 16)),
+}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", WIDE)
+def test_winograd_is_right_as_a_whole(name, count, monkeypatch):
+    """Tiles of 4 x 4 lose up to 4 bits (tiles_winograd.py) to a direct sum, each layer: so 16 times the engine's own error."""
+    monkeypatch.setitem(NETWORKS, name, WIDE[name])
+    rng = np.random.default_rng(len(name))
+    model, x = made(name, rng, whole=False), images(name, count, rng, whole=False)
+
+    def dy_of(dtype):
+        return lambda shape: np.random.default_rng(3).standard_normal(shape).astype(dtype)
+
+    fast = tinynet.compile(model, math="winograd")
+    eager = all_of(model, model, x, dy_of(np.float32))
+    all_of(model, fast, x, dy_of(np.float32))
+    got = all_of(model, fast, x, dy_of(np.float32))
+    assert "Winograd" in fast.explain()
+    for p in model.parameters():
+        p.data = p.data.astype(np.float64)
+    truth = all_of(model, model, x.astype(np.float64), dy_of(np.float64))
+    for key, want in truth.items():
+        error, own = (np.linalg.norm((a[key] - want).ravel()) for a in (got, eager))
+        assert error <= 16 * own + 16 * 2.0**-24 * np.linalg.norm(want.ravel()), (key, error, own)
+
+
 def test_float64_is_compiled_too():
     rng = np.random.default_rng(0)
     model, x = made("two layers", rng, False, np.float64), images("two layers", 3, rng, False, np.float64)
@@ -253,6 +285,23 @@ def test_gradients_of_a_step_are_there_when_asked_for():
             step(*batch())
     for p, q in zip(one.parameters(), two.parameters()):
         np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_a_step_that_was_taken_at_once_are_computed_when_asked_for():
+    """A dense layer's gradient is as large as the layer: SGD uses it tile by tile, and keeps none."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((5, 32)).astype(np.float32), rng.integers(0, 8, 5)
+    models = [Sequential(Linear(32, 64), ReLU(), Linear(64, 8)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    steps = [training(m, optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1)) for m in models]
+    steps[1] = tinynet.compile(steps[1])
+    for _ in range(3):
+        for step in steps:
+            step(x, y)
+    assert "step of SGD" in steps[1].explain()
+    for p, q in zip(*(m.parameters() for m in models)):
+        np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(q.data, p.data, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_add_up_without_zero_grad():
@@ -458,6 +507,8 @@ def test_what_can_not_be_replayed_runs_as_always_and_says_why():
     assert "reads the values" in reason(lambda x: F.relu(x) if F.relu(x).numpy().max() > 0 else x, x)
     assert "makes for itself" in reason(lambda x: F.conv2d(x, np.ones((4, 3, 3, 3), np.float32)), x)
     assert "number for an input" in reason(lambda x: F.conv2d(x, weight) * 2.0, x)
+    shared = Conv2d(3, 3, 3, padding=1)
+    assert "another layer's too" in reason(lambda x: shared(F.relu(shared(x))), x)
     with tinynet.use(conv2d="reference"):
         assert "chosen by hand" in reason(lambda x: F.conv2d(x, weight), x)
 
