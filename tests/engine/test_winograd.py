@@ -175,7 +175,7 @@ def test_pooling_says_who_won(size, dtype, rng):
     layer = Layer(*size, dtype, rng)
     shape = (layer.images, layer.rows // 2, layer.columns // 2, layer.lanes)
     y, winner = np.zeros(shape, dtype), np.zeros(shape, dtype)
-    layer.play(y, pool=1, relu=1, winner=address_of(winner))
+    layer.play(y, pool=1, relu=1, winner=(address_of(winner), 0, winner.strides[0]))
     windows = layer.truth()[:, : shape[1] * 2, : shape[2] * 2].reshape(shape[0], shape[1], 2, shape[2], 2, shape[3]).transpose(0, 1, 3, 5, 2, 4).reshape(*shape, 4)
     assert layer.near(y, np.maximum(windows.max(-1), 0))
     first, second = np.sort(windows)[..., -1], np.sort(windows)[..., -2]
