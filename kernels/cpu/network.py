@@ -34,7 +34,6 @@ from tinynet.kernels.graph import Graph
 
 SMALL = 256 << 10  # bytes of a dense layer's weights that stay in the cache, image after image
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, but 4, where one is large
-M = 4  # outputs in a row or column of a Winograd tile
 HYPER = 16  # numbers of an optimiser (float64), for each parameter
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 WORTH_SHARING = 20_000  # operations of a kernel on one image that are worth a thread's waking
@@ -394,16 +393,11 @@ class Network:
         far = (ceil(columns / overhang) * overhang - 1) * stride[1] + reach(kw, dilation[1]) - left - w
         return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
 
-    def by_winograd(self, unit: Unit) -> bool:
-        """Whether a convolution is worth Winograd's transforms: many channels on both sides, and tiles that fit its outputs."""
+    def by_winograd(self, unit: Unit) -> int:
+        """The tiles' size, if a convolution is worth Winograd's transforms, else 0: many channels on both sides."""
         k, c, *kernel = self.graph.shapes[unit.weight]
         plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
-        return self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 and self.tiles_fit(*self.taps(unit)[4])
-
-    @staticmethod
-    def tiles_fit(rows: int, columns: int) -> bool:
-        """Whether tiles of M x M outputs save at least a third of the multiplications."""
-        return min(rows, columns) >= M and ceil(rows / M) * ceil(columns / M) * (M + 2) ** 2 <= 0.67 * rows * columns * 9
+        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 else 0
 
     def conv2d(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -412,8 +406,9 @@ class Network:
         lanes = lanes_of(k) if groups == 1 or depthwise else k // groups
         x = self.conv_input(unit)
         y = self.image(unit.output)
-        if self.by_winograd(unit):
-            w, bias = self.transformed(unit, True), self.bias_of(unit, lanes_of(k))
+        m = self.by_winograd(unit)
+        if m:
+            w, bias = self.transformed(unit, True, m), self.bias_of(unit, lanes_of(k))
         else:
             w, bias = self.packed(unit, True), self.bias_of(unit, lanes_of(k))
         other = self.image(unit.other) if unit.other is not None else None
@@ -422,8 +417,8 @@ class Network:
             winner = self.views[unit.output, "winner"] = self.buffer(k, y.rows, y.columns, what=f"winners of value {unit.output}")
             winner.halo = y.memory.halo  # at the same places
         flops = 2 * rows * columns * prod(self.graph.shapes[unit.weight])
-        if self.by_winograd(unit):
-            self.winograd(unit.name, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
+        if m:
+            self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
 
         def build():
@@ -456,31 +451,31 @@ class Network:
 
     depthwise = conv2d
 
-    def transformed(self, unit: Unit, forward: bool) -> Memory:
+    def transformed(self, unit: Unit, forward: bool, m: int) -> Memory:
         """The weights as Winograd's products read them."""
         k, c, _, _ = self.graph.shapes[unit.weight]
         terms, count = (c, k) if forward else (k, c)
         lanes, W = lanes_of(count), next(w for w in tiles.widths(self.T) if w <= lanes_of(count))
-        u = self.memory(Memory((M + 2) ** 2 * terms * lanes, f"transformed weights of value {unit.output}"))
+        u = self.memory(Memory((m + 2) ** 2 * terms * lanes, f"transformed weights of value {unit.output}"))
         taps = self.memory(Memory(9 * W, "taps", self.slots))
 
         def build():
             w_term, w_lane = (9, 9 * c) if forward else (9 * c, 9)
             numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
-            return [(self.kernel(tiles_winograd.weights_in, M, W), tiles_winograd.WEIGHTS, numbers)]
+            return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
 
         self.step("weights, transformed", build, [], once=True, into=self.prepare, with_before=True)
         return u
 
-    def winograd(self, what: str, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
+    def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
         """A convolution by Winograd's algorithm, of outputs rows x columns."""
-        cut = tiles_winograd.Tiles(M, *outputs, channels, lanes, self.T)
+        cut = tiles_winograd.Tiles(m, *outputs, channels, lanes, self.T)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
 
         def build():
             numbers = dict(
                 cut.numbers, terms=terms, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
-                by_lanes=self.shares(flops) > ceil(outputs[0] / M),
+                by_lanes=self.shares(flops) > ceil(outputs[0] / m),
             )  # fmt: skip
             if bias is not None:
                 numbers.update(bias=At(bias, alone=True))
@@ -492,7 +487,7 @@ class Network:
                 numbers.update(winner=At(winner))
             return [(self.kernel(tiles_winograd.winograd, *cut.constants, int(pool)), tiles_winograd.WINOGRAD, numbers)]
 
-        self.step(f"{what}, Winograd", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
+        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
 
     def conv2d_back(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -563,14 +558,14 @@ class Network:
 
     def winograd_dw(self, unit: Unit, dz: Buffer) -> None:
         k, c, _, _ = self.graph.shapes[unit.weight]
-        (top, left), (rows, columns) = self.taps(unit)[3], (dz.rows, dz.columns)
-        x, gradient = self.conv_input(unit, M), self.weight_gradient(unit.weight)
-        dz.need(0, -rows % M, 0, -columns % M)
+        m, (top, left), (rows, columns) = self.by_winograd(unit), self.taps(unit)[3], (dz.rows, dz.columns)
+        x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
+        dz.need(0, -rows % m, 0, -columns % m)
         channels, lanes = lanes_of(c), lanes_of(k)
         W = next(w for w in tiles.widths(self.T) if w <= lanes)
-        cut = tiles_winograd.Tiles(M, rows, columns, channels, lanes, self.T, gradient=True)
+        cut = tiles_winograd.Tiles(m, rows, columns, channels, lanes, self.T, gradient=True)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
-        sums = self.summed((M + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")
+        sums = self.summed((m + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def build():
@@ -579,9 +574,9 @@ class Network:
 
         def gather():
             numbers = dict(terms=c, channels=channels, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
-            return [(self.kernel(tiles_winograd.weights_out, M, W), tiles_winograd.WEIGHTS_OUT, numbers)]
+            return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
-        self.step("gradient of the weights, Winograd", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
+        self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
         self.step("sums of chunks, transformed back", gather, [], once=True, into=self.finish, with_before=True)
 
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
@@ -630,11 +625,12 @@ class Network:
         dz.need(max(-up, 0), max(rows + low - dz.rows, 0), max(-near, 0), max(columns + far - dz.columns, 0))
         mask = self.mask(unit.x)
         dx, before = self.contribution(unit.x)
-        if self.by_winograd(unit) and self.tiles_fit(h, w) and max(top, left) <= 2:
+        m = tiles_winograd.best_size(h, w) if self.by_winograd(unit) and max(top, left) <= 2 else 0
+        if m:
             dz.need(2 - top, max(h + top - dz.rows, 0), 2 - left, max(w + left - dz.columns, 0))
             share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
             work = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
-            self.winograd("gradient of the images", unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
+            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
             return
         weights = self.packed(unit, depthwise)
         terms = k // groups
