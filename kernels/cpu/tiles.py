@@ -516,29 +516,31 @@ GEMM = fields(
 )  # fmt: skip
 
 
-FEW_TERMS = 256
+FEW_ROWS, FEW_TERMS = 64, 256
 
 
 @lru_cache(4096)
 def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, int, int], dict]:
     """(tile, blocks) of `gemm`: columns and terms of a block, and which loop is inside it.
 
-    Few terms (a gradient of weights): b's block stays in the second cache, and each row of c is written along. Many
-    terms: a block of b stays in the first cache while all rows use it, and c is added to (so tiles must not overlap). Either
-    way few pages of memory are in use at once: a large matrix read column by column touches another page with every row.
+    Few rows and many terms (a dense layer's gradient of its input): a block of b stays in the first cache while all rows use it,
+    and c is added to (so tiles must not overlap). Else a block of columns of b stays in the second cache, and each row of
+    c is written along. Either way few pages of memory are in use at once: a large matrix read column by column touches
+    another page with every row.
     """
     item, tile = np.dtype(dtype).itemsize, best_gemm(rows, columns, terms, dtype)
     whole = best_gemm(rows, columns, terms, dtype, True)
     full = max(TARGET.lanes(dtype), LEAST_LANES)
-    if terms > FEW_TERMS and rows % 4 == 0 and columns % (4 * full) == 0 and TARGET.registers >= 32:
+    many = terms > FEW_TERMS and rows <= FEW_ROWS
+    if many and rows % 4 == 0 and columns % (4 * full) == 0 and TARGET.registers >= 32:
         whole = 4, 4, full  # few terms in flight read b in long runs
-    if terms > FEW_TERMS and whole and whole[0] * whole[1] >= min(8, rows):
+    if many and whole and whole[0] * whole[1] >= min(8, rows):
         lanes = whole[1] * whole[2]
         width, depth = (2048, 64) if rows == 1 else (512, 32)
         return whole, dict(column_block=max(lanes, width // lanes * lanes), term_block=depth, rows_first=0)
     lanes = tile[1] * tile[2]
     wide = max(4 * lanes, (256 << 10) // (terms * item) // lanes * lanes)
-    return tile, dict(column_block=min(wide, -(-columns // lanes) * lanes), term_block=terms, rows_first=terms <= FEW_TERMS)
+    return tile, dict(column_block=min(wide, -(-columns // lanes) * lanes), term_block=terms, rows_first=1)
 
 
 def gemm(R, V, W, T):
@@ -582,10 +584,10 @@ def gemm(R, V, W, T):
                     at = i * c_row + o
                     if hyper != 0:
                         w = loads(c, at, R, c_row, 1, 0, V, W)
-                        if decay != 0:
+                        if decay != 0 and first == 0:
                             acc = add(acc, multiply(w, full(c, decay, 1, W)))
                         acc = add(w, multiply(acc, full(c, rate, 1, W)))
-                    if first > 0:
+                    elif first > 0:
                         acc = add(acc, loads(c, at, R, c_row, 1, 0, V, W))
                     if last == terms:
                         if bias != 0:

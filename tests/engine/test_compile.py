@@ -287,10 +287,11 @@ def test_gradients_of_a_step_are_there_when_asked_for():
         np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_of_a_step_that_was_taken_at_once_are_computed_when_asked_for():
-    """A dense layer's gradient is as large as the layer: SGD uses it tile by tile, and keeps none."""
+@pytest.mark.parametrize("count", [5, 300])
+def test_gradients_of_a_step_that_was_taken_at_once_are_computed_when_asked_for(count):
+    """A dense layer's gradient is as large as the layer: SGD uses it tile by tile, and keeps none. (300: in blocks of terms.)"""
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((5, 32)).astype(np.float32), rng.integers(0, 8, 5)
+    x, y = rng.standard_normal((count, 32)).astype(np.float32), rng.integers(0, 8, count)
     models = [Sequential(Linear(32, 64), ReLU(), Linear(64, 8)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     steps = [training(m, optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1)) for m in models]
