@@ -156,7 +156,7 @@ def _from_environment() -> dict:
 
 
 def chosen_by_hand() -> bool:
-    return bool(_chosen.get()[-1] or os.environ.get("TINYNET_KERNELS"))
+    return bool(_chosen.get()[-1])
 
 
 def implementation(name: str, device: str):

@@ -366,7 +366,7 @@ class Network:
                 w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
                 numbers.update(inner=terms, w_inner=w_inner, y_inner=lanes, rows=count, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * lanes)
                 first = 0 if forward else (kk - 1) * terms * lanes
-        self.step("weights", lambda: [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True)))], [], once=True, into=self.prepare, with_before=True)
+        self.step("weights", lambda: [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True)))], [], 4 * memory.count, once=True, into=self.prepare, with_before=True)
         return memory
 
     def bias_of(self, unit: Unit, lanes: int) -> Memory | None:
@@ -464,7 +464,7 @@ class Network:
             numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
 
-        self.step("weights, transformed", build, [], once=True, into=self.prepare, with_before=True)
+        self.step("weights, transformed", build, [], 4 * u.count, once=True, into=self.prepare, with_before=True)
         return u
 
     def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
@@ -549,7 +549,7 @@ class Network:
         def build():
             return [(self.kernel(layers.row_sums), layers.FEATURES, dict(count=count, images=self.chunks, dy=At(sums, alone=True), dy_row=sums.step // self.item, y=At(gradient, alone=True)))]
 
-        self.step("sums of chunks", build, [], once=True, into=self.finish, with_before=True)
+        self.step("sums of chunks", build, [], 16 * count, once=True, into=self.finish, with_before=True)
 
     def weight_gradient(self, value: int) -> Memory:
         if value not in self.weight_gradients:
@@ -577,7 +577,7 @@ class Network:
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
         self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
-        self.step("sums of chunks, transformed back", gather, [], once=True, into=self.finish, with_before=True)
+        self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
 
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
         if self.by_winograd(unit):
@@ -612,7 +612,7 @@ class Network:
             return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 
         self.step("gradient of the weights", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
-        self.step("sums of chunks", gather, [], once=True, into=self.finish, with_before=True)
+        self.step("sums of chunks", gather, [], 16 * prod(self.graph.shapes[unit.weight]), once=True, into=self.finish, with_before=True)
 
     def conv_dx(self, unit: Unit, dz: Buffer) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -831,7 +831,7 @@ class Network:
             def build():
                 return [(self.kernel(layers.row_sums), layers.FEATURES, dict(count=k, images=n, dy=At(dy, alone=True), dy_row=self.step_of(dy), y=At(total, alone=True)))]
 
-            self.step("gradient of the bias", build, [dy], once=True, into=self.finish, with_before=True)
+            self.step("gradient of the bias", build, [dy], n * k, once=True, into=self.finish, with_before=True)
         if self.needs.get(unit.weight):
             numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c_row=t)
             tile = tiles.best_gemm(k, t, n, self.T, True)
@@ -924,7 +924,7 @@ class Network:
                 )  # fmt: skip
                 return [(self.kernel(getattr(layers, kind)), layers.UPDATE, numbers)]
 
-            self.step("update", build, [], once=True, into=self.updates, with_before=True)
+            self.step("update", build, [], 4 * count, once=True, into=self.updates, with_before=True)
 
     # --- phases, memory, tables ------------------------------------------------------------------------------------------------
 
@@ -939,7 +939,7 @@ class Network:
         self.chunks = min(self.images, many)
         for m in self.sums:
             m.copies = self.chunks
-            self.step("zeros", lambda m=m: [(self.kernel(layers.fill), layers.FILL, dict(count=m.step * self.chunks // self.item, y=At(m)))], [], once=True, into=self.prepare, with_before=True)
+            self.step("zeros", lambda m=m: [(self.kernel(layers.fill), layers.FILL, dict(count=m.step * self.chunks // self.item, y=At(m)))], [], m.size() * self.chunks // 4, once=True, into=self.prepare, with_before=True)
         updates = self.updates if self.training else []
         if self.seeds:
             parts = [self.prepare + self.steps[: self.border], self.steps[self.border :] + self.finish]
@@ -970,9 +970,9 @@ class Network:
                 found[-1][0].append(step)
             else:
                 found.append(([step], *schedule))
-        # a phase that runs once is shared by all threads, in pieces small enough that none waits for long
-        once = [(s, i, c, shares or (1 if self.slots == 1 or sum(x.flops for x in s) == 0 and len(s) == 1 else 4 * self.slots)) for s, i, c, shares in found]
-        return once
+        # A phase that runs once is shared by all threads, in pieces small enough that none waits for long, and worth a piece.
+        once = [0 if shares else sum(step.flops for step in steps) for steps, _, _, shares in found]
+        return [(steps, images, chunks, shares or max(1, min(4 * self.slots, int(work / WORTH_SHARING)))) for (steps, images, chunks, shares), work in zip(found, once)]
 
     def _program(self, phases) -> Program:
         numbers, own, outside, firsts = [], [], {}, []
