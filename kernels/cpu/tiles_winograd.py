@@ -32,7 +32,7 @@ from math import ceil
 import numpy as np
 
 from tinynet.kernels.cpu.program import LINE, fields, lines
-from tinynet.kernels.cpu.simd import TARGET, add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
+from tinynet.kernels.cpu.simd import TARGET, add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, relu, splats, stores, winners, zeros
 from tinynet.kernels.cpu.tiles import LEAST_LANES, copy, place, transpose, widths, zero
 
 B = {

@@ -1,0 +1,319 @@
+"""Convolutions of a compiled network (network.py): which kernels do their forward, their images' and weights' gradients."""
+
+from __future__ import annotations
+
+from math import ceil, prod
+
+from tinynet.geometry import reach
+from tinynet.kernels.cpu import layers, tiles, tiles_winograd
+from tinynet.kernels.cpu.conv2d_simd import phases, span
+from tinynet.kernels.cpu.fuse import Unit
+from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
+from tinynet.kernels.cpu.network_planner import Planner, View
+
+WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
+
+
+def one_run(numbers: dict) -> None:
+    """Taps of a row whose numbers follow each other in memory, images and weights alike, are one run of terms."""
+    if numbers["tb"] == numbers["terms"] * numbers["tc"] and numbers["wb"] == numbers["terms"] * numbers.get("w_term", 0):
+        numbers["terms"] *= numbers["taps_b"]
+        numbers["taps_b"] = min(numbers["taps_b"], 1)
+
+
+class Convolutions(Planner):
+    def packed(self, unit: Unit, forward: bool) -> Memory:
+        """The weights as tiles read them: (groups, taps, terms, lanes). forward: lanes are outputs; else they are inputs, and the
+        taps are turned around."""
+        k, c, kh, kw = self.graph.shapes[unit.weight]
+        groups, kk, depthwise = unit.window["groups"], kh * kw, unit.kind == "depthwise"
+        source, first = Outside(unit.weight), 0
+        if depthwise:
+            lanes = lanes_of(k)
+            memory = self.memory(Memory(kk * lanes, f"weights of value {unit.output}"))
+            numbers = dict(outer=1, inner=1, rows=k, w_row=kk, columns=kk, y_step=lanes)
+        else:
+            count, terms = (k // groups, c) if forward else (c, k // groups)
+            lanes = lanes_of(count) if groups == 1 else count
+            memory = self.memory(Memory(groups * kk * terms * lanes, f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
+            numbers = dict(outer=groups, w_outer=k // groups * c * kk, y_outer=kk * terms * lanes)
+            if kk == 1 and forward:  # one transposition
+                numbers.update(inner=1, rows=count, w_row=c, columns=terms, y_step=lanes)
+            else:
+                w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
+                numbers.update(inner=terms, w_inner=w_inner, y_inner=lanes, rows=count, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * lanes)
+                first = 0 if forward else (kk - 1) * terms * lanes
+        self.step("weights", lambda: [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True)))], [], 4 * memory.count, once=True, into=self.prepare, with_before=True)
+        return memory
+
+    def bias_of(self, unit: Unit, lanes: int) -> Memory | None:
+        if unit.bias is None:
+            return None
+        count, = self.graph.shapes[unit.bias]
+        memory = self.memory(Memory(lanes, f"bias of value {unit.output}"))
+        self.step("bias", lambda: [(self.kernel(layers.bring), layers.BRING, dict(planes=1, rows=1, run=count, x=At(Outside(unit.bias)), y=At(memory)))], [], once=True, into=self.prepare, with_before=True)
+        return memory
+
+    def taps(self, unit: Unit) -> tuple:
+        """(kernel, stride, dilation, (top, left), rows and columns of the sums, before pooling)"""
+        _, _, kh, kw = self.graph.shapes[unit.weight]
+        window = unit.window
+        _, rows, columns = self.shape(unit.output)
+        outputs = (2 * rows, 2 * columns) if unit.pool else (rows, columns)
+        return (kh, kw), window["stride"], window["dilation"], (window["padding"][0][0], window["padding"][1][0]), outputs
+
+    def conv_input(self, unit: Unit, overhang: int = 1) -> View:
+        """overhang: outputs are computed in multiples of it."""
+        (kh, kw), stride, dilation, (top, left), (rows, columns) = self.taps(unit)
+        _, h, w = self.shape(unit.x)
+        low = (ceil(rows / overhang) * overhang - 1) * stride[0] + reach(kh, dilation[0]) - top - h
+        far = (ceil(columns / overhang) * overhang - 1) * stride[1] + reach(kw, dilation[1]) - left - w
+        return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
+
+    def by_winograd(self, unit: Unit) -> int:
+        """The tiles' size, if a convolution is worth Winograd's transforms, else 0: many channels on both sides."""
+        k, c, *kernel = self.graph.shapes[unit.weight]
+        plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
+        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 else 0
+
+    def conv2d(self, unit: Unit) -> None:
+        k, c, kh, kw = self.graph.shapes[unit.weight]
+        _, stride, dilation, (top, left), (rows, columns) = self.taps(unit)
+        groups, depthwise = unit.window["groups"], unit.kind == "depthwise"
+        lanes = lanes_of(k) if groups == 1 or depthwise else k // groups
+        x = self.conv_input(unit)
+        y = self.image(unit.output)
+        m = self.by_winograd(unit)
+        if m:
+            w, bias = self.transformed(unit, True, m), self.bias_of(unit, lanes_of(k))
+        else:
+            w, bias = self.packed(unit, True), self.bias_of(unit, lanes_of(k))
+        other = self.image(unit.other) if unit.other is not None else None
+        winner = None
+        if unit.pool and self.needs[unit.output]:
+            winner = self.views[unit.output, "winner"] = self.buffer(k, y.rows, y.columns, what=f"winners of value {unit.output}")
+            winner.halo = y.memory.halo  # at the same places
+        flops = 2 * rows * columns * prod(self.graph.shapes[unit.weight])
+        if m:
+            self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
+            return
+
+        def build():
+            numbers = dict(
+                taps_a=kh, taps_b=kw, terms=c, ta=dilation[0] * x.y, tb=dilation[1] * x.x, tc=x.channel, iy=stride[0] * x.y, ix=stride[1] * x.x,
+                lanes=lanes, x=x.at(-top, -left), x_first=stride[0] * x.y, w=At(w, alone=True), y=y.at(), y_first=y.y, oy=y.y, ox=y.x, relu=unit.relu,
+            )  # fmt: skip
+            if bias is not None:
+                numbers.update(bias=At(bias, alone=True))
+            if other is not None:
+                numbers.update(add=other.at(), add_y=other.y, add_x=other.x)
+            step = tiles.pixel_step(stride[1] * x.x, flops, WORTH_A_KERNEL)
+            if depthwise:
+                numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
+                return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
+            numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
+            one_run(numbers)
+            shares = self.shares(flops)
+            if unit.pool:
+                numbers.update(outputs=y.rows, columns=y.columns)
+                if winner is not None:
+                    numbers.update(winner=At(winner))
+                _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, kh * kw, self.T, True)
+                return [(self.kernel(tiles.conv_pool, wide // 2, v, width, step), tiles.CONV, numbers)]
+            numbers.update(outputs=rows, limit=rows, columns=columns)
+            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, kh * kw, self.T)
+            return [(self.kernel(tiles.conv, *tile, step), tiles.CONV, numbers)]
+
+        self.step(unit.name, build, [x.memory, y.memory, other and other.memory, winner], flops)
+
+    depthwise = conv2d
+
+    def transformed(self, unit: Unit, forward: bool, m: int) -> Memory:
+        """The weights as Winograd's products read them."""
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        terms, count = (c, k) if forward else (k, c)
+        lanes, W = lanes_of(count), next(w for w in tiles.widths(self.T) if w <= lanes_of(count))
+        u = self.memory(Memory((m + 2) ** 2 * terms * lanes, f"transformed weights of value {unit.output}"))
+        taps = self.memory(Memory(9 * W, "taps", self.slots))
+
+        def build():
+            w_term, w_lane = (9, 9 * c) if forward else (9 * c, 9)
+            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
+
+        self.step("weights, transformed", build, [], 4 * u.count, once=True, into=self.prepare, with_before=True)
+        return u
+
+    def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
+        """A convolution by Winograd's algorithm, of outputs rows x columns."""
+        cut = tiles_winograd.Tiles(m, *outputs, channels, lanes, self.T)
+        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
+
+        def build():
+            numbers = dict(
+                cut.numbers, terms=terms, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
+                by_lanes=self.shares(flops) > ceil(outputs[0] / m),
+            )  # fmt: skip
+            if bias is not None:
+                numbers.update(bias=At(bias, alone=True))
+            if add is not None:
+                numbers.update(add=add.at(), add_y=add.y, add_x=add.x)
+            if mask is not None:
+                numbers.update(mask=mask.at(), mask_y=mask.y, mask_x=mask.x)
+            if winner is not None:
+                numbers.update(winner=At(winner))
+            return [(self.kernel(tiles_winograd.winograd, *cut.constants, int(pool)), tiles_winograd.WINOGRAD, numbers)]
+
+        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
+
+    def conv2d_back(self, unit: Unit) -> None:
+        k, c, kh, kw = self.graph.shapes[unit.weight]
+        _, stride, dilation, (top, left), (rows, columns) = self.taps(unit)
+        depthwise = unit.kind == "depthwise"
+        dz = self.gradients[unit.output]
+        lanes = lanes_of(k)
+        sums = self.summed(lanes, f"bias of value {unit.output}") if unit.bias is not None and self.needs.get(unit.bias) else None
+        W = self.width(lanes)
+        if unit.pool:
+            dy, winner = dz, self.views[unit.output, "winner"]
+            dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
+            into = sums or self.memory(Memory(lanes, "sums that nobody reads"))
+
+            def spread():
+                numbers = dict(
+                    rows=dy.rows, columns=dy.columns, lanes=lanes, dy=At(dy), dy_y=dy.y, dy_x=dy.x, winner=At(winner), winner_y=winner.y, winner_x=winner.x,
+                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, sums=At(into, alone=True), sums_chunk=into.step,
+                )  # fmt: skip
+                return [(self.kernel(layers.spread, W), layers.SPREAD, numbers)]
+
+            self.step("gradient to the winners", spread, [dy, winner, dz], 4 * k * dy.rows * dy.columns)
+        elif sums is not None:
+
+            def bias_sums():
+                numbers = dict(rows=rows, columns=columns, lanes=lanes, dy=At(dz), dy_y=dz.y, dy_x=dz.x, sums=At(sums, alone=True), sums_chunk=sums.step)
+                return [(self.kernel(layers.channel_sums, W), layers.SPREAD, numbers)]
+
+            self.step("gradient of the bias", bias_sums, [dz], k * rows * columns)
+        if sums is not None:
+            self._sum_rows(unit.bias, sums, k)
+        if self.needs.get(unit.weight):
+            self.conv_dw(unit, dz)
+        if self.needs.get(unit.x):
+            (self.depthwise_dx if depthwise else self.conv_dx)(unit, dz)
+        if unit.other is not None and self.needs.get(unit.other):
+            self.pass_on(unit.other, dz)
+
+    depthwise_back = conv2d_back
+
+    def winograd_dw(self, unit: Unit, dz: Buffer) -> None:
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        m, (top, left), (rows, columns) = self.by_winograd(unit), self.taps(unit)[3], (dz.rows, dz.columns)
+        x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
+        dz.need(0, -rows % m, 0, -columns % m)
+        channels, lanes = lanes_of(c), lanes_of(k)
+        W = next(w for w in tiles.widths(self.T) if w <= lanes)
+        cut = tiles_winograd.Tiles(m, rows, columns, channels, lanes, self.T, gradient=True)
+        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
+        sums = self.summed((m + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")
+        taps = self.memory(Memory(9 * W * c, "taps", self.slots))
+
+        def build():
+            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, sums=At(sums, alone=True), sums_chunk=sums.step)
+            return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants), tiles_winograd.WINOGRAD_DW, numbers)]
+
+        def gather():
+            numbers = dict(terms=c, channels=channels, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
+
+        self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
+        self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
+
+    def conv_dw(self, unit: Unit, dz: Buffer) -> None:
+        if self.by_winograd(unit):
+            self.winograd_dw(unit, dz)
+            return
+        k, c, kh, kw = self.graph.shapes[unit.weight]
+        _, stride, dilation, (top, left), _ = self.taps(unit)
+        rows, columns = dz.rows, dz.columns
+        x, groups, depthwise = self.conv_input(unit), unit.window["groups"], unit.kind == "depthwise"
+        lanes = lanes_of(k) if groups == 1 or depthwise else k // groups
+        gradient = self.weight_gradient(unit.weight)
+
+        def tile():
+            steps = (dilation[0] * x.y, dilation[1] * x.x, x.channel)
+            if depthwise:
+                return tiles.DepthwiseWeights((kh, kw), steps, lanes, self.T)
+            return tiles.Weights((kh, kw, c), steps, lanes, groups, self.T)
+
+        sums = self.summed(0, f"weights of value {unit.output}")
+        sums.size = lambda: tile().size
+
+        def build():
+            t = tile()
+            numbers = dict(
+                height=rows, columns=columns, **t.numbers, iy=stride[0] * x.y, ix=stride[1] * x.x, gy=dz.y, gx=dz.x, groups=groups, lanes=lanes, x_group=c * x.channel,
+                x=x.at(-top, -left), dy=At(dz), sums=At(sums, alone=True), sums_chunk=sums.step, block=tiles.rows_at_once(rows, columns, dz.x + x.x),
+            )  # fmt: skip
+            return [(self.kernel(layers.depthwise_dw if depthwise else tiles.conv_dw, *t.constants), tiles.DW, numbers)]
+
+        def gather():
+            numbers = dict(x=At(sums, alone=True), chunks=self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
+            return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
+
+        self.step("gradient of the weights", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
+        self.step("sums of chunks", gather, [], 16 * prod(self.graph.shapes[unit.weight]), once=True, into=self.finish, with_before=True)
+
+    def conv_dx(self, unit: Unit, dz: Buffer) -> None:
+        k, c, kh, kw = self.graph.shapes[unit.weight]
+        (_, _), stride, dilation, (top, left), _ = self.taps(unit)
+        groups, depthwise = unit.window["groups"], unit.kind == "depthwise"
+        _, h, w = self.shape(unit.x)
+        down, across = phases(kh, stride[0], dilation[0], top, h), phases(kw, stride[1], dilation[1], left, w)
+        (up, low), (near, far) = span(down), span(across)
+        rows, columns = ceil(h / stride[0]), ceil(w / stride[1])
+        dz.need(max(-up, 0), max(rows + low - dz.rows, 0), max(-near, 0), max(columns + far - dz.columns, 0))
+        mask = self.mask(unit.x)
+        dx, before = self.contribution(unit.x)
+        m = tiles_winograd.best_size(h, w) if self.by_winograd(unit) and max(top, left) <= 2 else 0
+        if m:
+            dz.need(2 - top, max(h + top - dz.rows, 0), 2 - left, max(w + left - dz.columns, 0))
+            share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
+            work = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
+            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
+            return
+        weights = self.packed(unit, depthwise)
+        terms = k // groups
+        lanes = lanes_of(c) if groups == 1 else lanes_of(k) if depthwise else c
+        flops = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
+
+        def build():
+            found, step = [], tiles.pixel_step(dz.x, flops, WORTH_A_KERNEL)
+            for phase, many, u, su, mu, offset, back in down:
+                for side, wide, v, sv, mv, shift, aside in across:
+                    tap = lanes if depthwise else terms * lanes
+                    # from the last tap to the first: then dy is read forward, and the taps of a row may be one run
+                    top_tap, left_tap = kh - 1 - u - (mu - 1) * su, kw - 1 - v - (mv - 1) * sv  # as they lie: turned around
+                    if depthwise:
+                        top_tap, left_tap = u + (mu - 1) * su, v + (mv - 1) * sv
+                    way = -1 if depthwise else 1
+                    numbers = dict(
+                        outputs=many, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms, ta=back * dz.y, tb=aside * dz.x, tc=1,
+                        wa=way * su * kw * tap, wb=way * sv * tap, w_term=lanes, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, x_group=terms, w_group=kh * kw * terms * lanes,
+                        x=At(dz, 0, offset - (mu - 1) * back, shift - (mv - 1) * aside), x_first=dz.y, w=At(weights, (top_tap * kw + left_tap) * tap, alone=True),
+                        y=At(dx, 0, phase, side), y_first=stride[0] * dx.y, oy=stride[0] * dx.y, ox=stride[1] * dx.x,
+                    )  # fmt: skip
+                    if before is not None:
+                        numbers.update(add=At(before, 0, phase, side), add_y=stride[0] * before.y, add_x=stride[1] * before.x)
+                    if mask is not None:
+                        numbers.update(mask=mask.at(phase, side), mask_y=stride[0] * mask.y, mask_x=stride[1] * mask.x)
+                    one_run(numbers)
+                    if depthwise:
+                        found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
+                    else:
+                        tile = tiles.best(max(many // self.shares(flops), 1), wide, lanes, terms * mu * mv, max(mu * mv, 1), self.T)
+                        found.append((self.kernel(tiles.conv, *tile, step), tiles.CONV, numbers))
+            return found
+
+        self.step("gradient of the images", build, [dz, dx, before, mask and mask.memory], flops)
+
+    depthwise_dx = conv_dx
