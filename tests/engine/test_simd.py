@@ -87,6 +87,86 @@ def test_add_takes_a_shorter_tile_again_and_sums_adds_lanes(W, T, rng):
     assert_same(y[64:], four.sum(axis=1))
 
 
+ONE = {
+    "multiply": (simd.multiply, lambda x, y: x * y),
+    "divide": (simd.divide, lambda x, y: x / y),
+    "maximum": (simd.maximum, np.maximum),
+    "kept": (simd.kept, lambda x, y: np.where(y > 0, x, 0)),
+}
+
+
+def elementwise(name, W, T):
+    operation = ONE[name][0]
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 0, 1, 0, 1, 0, 2, W, operation(loads(x, 0, 1, 0, 1, 0, 2, W), loads(x, 32, 1, 0, 1, 0, 2, W)))
+
+    return kernel
+
+
+SPECIAL = [1.5, -2.0, 0.0, -0.0, np.inf, -np.inf, np.nan, 3.0]
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", [8])
+@pytest.mark.parametrize("name", ONE)
+def test_what_is_done_number_by_number_is_what_numpy_does(name, W, T):
+    """Every pair of special numbers, NaN and infinities too."""
+    pairs = [(a, b) for a in SPECIAL for b in SPECIAL]
+    kernel = compiled_once(elementwise, name, W, T)
+    for start in range(0, len(pairs), 2 * W):
+        block = (pairs + pairs)[start : start + 2 * W]
+        x = np.zeros(64, T)
+        x[: 2 * W], x[32 : 32 + 2 * W] = zip(*block)
+        y = np.zeros(2 * W, T)
+        run([row(kernel, address_of(x), address_of(y))], 1, 1)
+        with np.errstate(all="ignore"):
+            np.testing.assert_array_equal(y, ONE[name][1](x[: 2 * W], x[32 : 32 + 2 * W]))
+
+
+_made: dict = {}
+
+
+def compiled_once(factory, name, W, T):
+    """A kernel whose operation is chosen by name, which is no constant that numba's cache could see: named after it."""
+    if (name, W, T) not in _made:
+
+        def named(W, T):
+            return factory(name, W, T)
+
+        named.__name__ = f"{factory.__name__}_{name}"
+        _made[name, W, T] = compiled(named, W, T)
+    return _made[name, W, T]
+
+
+def selections(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        a, b = loads(x, 0, 1, 0, 1, 0, 1, W), loads(x, W, 1, 0, 1, 0, 1, W)
+        stores(y, 0, 1, 0, 1, 0, 1, W, simd.relu(a))
+        stores(y, W, 1, 0, 1, 0, 1, W, simd.if_positive(a, b, T(-7)))
+        stores(y, 2 * W, 1, 0, 1, 0, 1, W, simd.if_equal(a, b, T(3)))
+        hit, rest = simd.first_hit(loads(x, 2 * W, 1, 0, 1, 0, 1, W), a, b)
+        stores(y, 3 * W, 1, 0, 1, 0, 1, W, hit)
+        stores(y, 4 * W, 1, 0, 1, 0, 1, W, rest)
+        stores(y, 5 * W, 1, 0, 1, 0, 1, W, simd.each_fma(a, b, simd.full(y, T(2), 1, W)))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", [4, 8, 16])
+def test_selections_choose_each_lane_by_itself(W, T):
+    rng = np.random.default_rng(W)
+    a, b, rest = rng.integers(-3, 4, (3, W)).astype(T)
+    a[0], b[1] = np.nan, 3
+    y = play(selections, (W, T), np.zeros((6, W), T), np.concatenate([a, b, rest]))
+    hit = (a == b) | np.isnan(a)
+    for got, want in zip(y, (np.maximum(a, 0), np.where(b > 0, a, -7), np.where(b == 3, a, 0), np.where(hit, rest, 0), np.where(hit, 0, rest), a + 2 * b)):
+        np.testing.assert_array_equal(got, want.astype(T))
+
+
 def turned(W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
