@@ -23,31 +23,36 @@ themselves.
 
 from __future__ import annotations
 
-from math import ceil, gcd
+from functools import lru_cache
+from math import ceil, gcd, prod
 
 import numpy as np
 
 from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
-from tinynet.kernels.cpu import threads, tiles
+from tinynet.kernels.cpu import layers, threads, tiles
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
-from tinynet.kernels.cpu.program import address_of, compiled, lines, named, row, run, scratch
+from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
+
+
+# A call is prepared once for its shapes, and then only told where its arrays lie (program.Prepared): stand-ins for these.
+X, WEIGHT, BIAS, OUT = (i * STAND_IN for i in (1, 2, 3, 4))
+KEPT = 256  # prepared calls of each kind
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-def laid(weight: np.ndarray, groups: int, forward: bool) -> np.ndarray:
-    """(groups, taps, terms, lanes): out[g, t, c, k] = weight[g*K + k, c, t], or out[g, t, k, c] for the gradient of the images."""
-    weight = np.ascontiguousarray(weight)
-    k, c, kh, kw = weight.shape
-    terms, count = (c, k // groups) if forward else (k // groups, c)
-    out = np.empty((groups, kh * kw, terms, widened(count)), weight.dtype)
-    steps = (kh * kw, c * kh * kw) if forward else (c * kh * kw, kh * kw)
-    numbers = (kh * kw, terms, count, out.shape[3], address_of(weight), k // groups * c * kh * kw, *steps, address_of(out))
-    run([row(compiled(tiles.lay, weight.dtype.type), *numbers)], groups * kh * kw, min(groups * kh * kw, 16) if weight.size > 4096 else 1)
-    return out
+def _laid(shape: tuple[int, ...], groups: int, forward: bool, weight: int, target: int, dtype) -> tuple[tuple, int]:
+    """(the phase that lays weights out, elements of one group), as (groups, taps, terms, lanes): target[g, t, c, k] =
+    weight[g*K + k, c, t], or target[g, t, k, c] for the gradient of the images."""
+    k, c, kh, kw = shape
+    taps, (terms, count) = kh * kw, (c, k // groups) if forward else (k // groups, c)
+    steps = (taps, c * taps) if forward else (c * taps, taps)
+    numbers = (taps, terms, count, widened(count), weight, k // groups * c * taps, *steps, target)
+    pieces = min(groups * taps, 16) if k * c * taps > 4096 else 1
+    return ([row(compiled(tiles.lay, dtype), *numbers)], groups * taps, pieces, 1), taps * terms * widened(count)
 
 
 # --- forward -----------------------------------------------------------------------------------------------
@@ -55,34 +60,40 @@ def laid(weight: np.ndarray, groups: int, forward: bool) -> np.ndarray:
 
 @implements("conv2d", device="cpu", variant="simd", default=True)
 def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
-    k, c, kh, kw = weight.shape
-    dtype, lanes = x.dtype.type, widened(k // groups)
-    x, y = Images(x := np.ascontiguousarray(x), layout), Images(out, layout)
+    lanes = widened(weight.shape[0] // groups)
+    if bias is not None:
+        if lanes > weight.shape[0] // groups:
+            bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - weight.shape[0] // groups)))
+        bias = np.ascontiguousarray(bias)
+    call = _forward(x.shape, weight.shape, bias is not None, x.dtype.type, stride, padding, dilation, groups, layout, out.shape, threads.count())
+    call(np.ascontiguousarray(x), np.ascontiguousarray(weight), bias, out)
+
+
+@lru_cache(KEPT)
+def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, groups, layout, out_shape, slots) -> Prepared:
+    k, c, kh, kw = weight_shape
+    lanes = widened(k // groups)
+    x, y = Images(x_shape, layout, dtype, X), Images(out_shape, layout, dtype, OUT)
     chunks, shares = shared(x.n, y.rows)
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
-    w = laid(weight, groups, forward=True)
-    if bias is not None and lanes > k // groups:
-        bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - k // groups)))
-    if bias is not None:
-        bias = np.ascontiguousarray(bias)
-
     result = Leaving(y, groups, 1, y.rows, shares)
-    slots = threads.count()
-    memory = scratch(slots * (copy.size + result.size), dtype)
-    base = address_of(memory)
+    base = OUT + STAND_IN
     target = base + slots * copy.slot
+    w = target + slots * result.slot
+    lay, w_group = _laid(weight_shape, groups, True, WEIGHT, w, dtype)
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
     ix = stride[1] * copy.column
-    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, 2 * x.n * y.rows * y.columns * weight.size), dtype)
+    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, 2 * x.n * y.rows * y.columns * prod(weight_shape)), dtype)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
         ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
-        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w[0].size,
-        x=copy.place(base), x_first=copy.first_row, w=address_of(w), bias=0 if bias is None else address_of(bias),
+        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w_group,
+        x=copy.place(base), x_first=copy.first_row, w=w, bias=BIAS if biased else 0,
         y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
-    run([*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)], x.n, chunks, shares)
+    images = [*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)]
+    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype)
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -111,9 +122,15 @@ def span(found) -> tuple[int, int]:
 
 @implements("conv2d_dx", device="cpu", variant="simd", default=True)
 def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout, out):
-    k, c, kh, kw = weight.shape
-    dtype, lanes = dy.dtype.type, widened(c)
-    dy, dx = Images(dy := np.ascontiguousarray(dy), layout), Images(out, layout)
+    call = _images_gradient(dy.shape, weight.shape, dy.dtype.type, out.shape, stride, padding, dilation, groups, layout, threads.count())
+    call(np.ascontiguousarray(dy), np.ascontiguousarray(weight), None, out)
+
+
+@lru_cache(KEPT)
+def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, dilation, groups, layout, slots) -> Prepared:
+    k, c, kh, kw = weight_shape
+    lanes, terms = widened(c), k // groups
+    dy, dx = Images(dy_shape, layout, dtype, X), Images(x_shape, layout, dtype, OUT)
     down, across = (phases(*axis) for axis in zip((kh, kw), stride, dilation, (padding[0][0], padding[1][0]), (dx.rows, dx.columns)))
     (up, low), (near, far) = span(down), span(across)
     rows = ceil(dx.rows / stride[0])  # of q, which parts share
@@ -123,15 +140,12 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
     sides = (max(-near, 0), max(columns + far - dy.columns, 0))
     copy = Entering(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
     result = Leaving(dx, groups, stride[0], rows, shares)
-    slots = threads.count()
-    memory = scratch(slots * (copy.size + result.size), dtype)
-    base = address_of(memory)
+    base = OUT + STAND_IN
     target = base + slots * copy.slot
-
-    terms = k // groups
-    w = laid(weight, groups, forward=False)
-    table = copy.rows_of(base, dtype)
-    flops = 2 * dy.n * dy.rows * dy.columns * weight.size
+    w = target + slots * result.slot
+    lay, w_group = _laid(weight_shape, groups, False, WEIGHT, w, dtype)
+    images = copy.rows_of(base, dtype)
+    flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
     for phase, many, u, su, mu, offset, back in down:
         for side, wide, v, sv, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
@@ -140,12 +154,13 @@ def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout,
             numbers = dict(
                 outputs=rows, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms,
                 ta=-back * copy.row, tb=-aside * copy.column, tc=copy.channel, wa=su * kw * terms * lanes, wb=sv * terms * lanes, w_term=lanes,
-                iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel, w_group=w[0].size,
-                x=copy.place(base, start), x_first=copy.first_row, w=address_of(w) + (u * kw + v) * terms * lanes * dy.item,
+                iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel, w_group=w_group,
+                x=copy.place(base, start), x_first=copy.first_row, w=w + (u * kw + v) * terms * lanes * dy.item,
                 y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column,
             )  # fmt: skip
-            table.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), tiles.CONV, numbers))
-    run([*table, *result.rows_of(target, dtype)], dy.n, chunks, shares)
+            images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), tiles.CONV, numbers))
+    images += result.rows_of(target, dtype)
+    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype)
 
 
 # --- gradient of the weights -------------------------------------------------------------------------------------
@@ -155,35 +170,41 @@ MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
 def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout, out):
+    call = _weights_gradient(dy.shape, x.shape, x.dtype.type, out.shape, stride, padding, dilation, groups, layout, threads.count())
+    call(np.ascontiguousarray(dy), np.ascontiguousarray(x), None, out)
+
+
+@lru_cache(KEPT)
+def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, dilation, groups, layout, slots) -> Prepared:
     k, c, kh, kw = weight_shape
-    dtype, lanes = x.dtype.type, widened(k // groups)
-    dy, x = Images(dy := np.ascontiguousarray(dy), layout), Images(x := np.ascontiguousarray(x), layout)
+    lanes = widened(k // groups)
+    dy, x = Images(dy_shape, layout, dtype, X), Images(x_shape, layout, dtype, WEIGHT)
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
     tile = Weights((kh, kw, c), (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel), lanes, groups, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     chunks = max(1, min(dy.n, 8, MOST_SUMS // tile.size))
     shares = max(1, min(8 // chunks, tile.units))
-    partial = np.zeros((chunks, tile.size), dtype)
 
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
-    slots = threads.count()
-    memory = scratch(slots * (copy.size + turned), dtype)
-    base = address_of(memory)
+    base = OUT + STAND_IN
     target = base + slots * copy.slot
-    table = copy.rows_of(base, dtype)
+    sums = target + slots * turned * dy.item
+    images = copy.rows_of(base, dtype)
     if wide:
-        table.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
+        images.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
     elif dy.first:
-        table.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
+        images.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
     numbers = dict(
         height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
         groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, turned * dy.item, 0) if turned else (dy.address, 0, dy.image * dy.item),
-        sums=address_of(partial), sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
+        sums=sums, sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
-    table.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
-    run(table, dy.n, chunks, shares)
-    numbers = dict(x=address_of(partial), chunks=chunks, x_chunk=tile.size, count=k // groups, y=address_of(out), **tile.gathered)
-    run([named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)], 1, 1, min(tile.units, 16))
+    images.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
+    zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * tile.size, y=sums))
+    numbers = dict(x=sums, chunks=chunks, x_chunk=tile.size, count=k // groups, y=OUT, **tile.gathered)
+    gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)
+    pieces = min(tile.units, 16) if tile.size > 4096 else 1
+    return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype)

@@ -29,7 +29,7 @@ import numpy as np
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_simd, threads
 from tinynet.kernels.cpu import tiles_winograd as kernels
-from tinynet.kernels.cpu.images import Images, shared
+from tinynet.kernels.cpu.images import Images, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch, table_of
 from tinynet.kernels.cpu.tiles import widths
@@ -129,25 +129,25 @@ def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, f
 
 
 def _forward(m: int, x, weight, bias, out, **window) -> None:
-    y = Images(out, window["layout"])
+    y = images_of(out, window["layout"])
     if not _takes(m, weight, window["stride"], window["dilation"], window["groups"], y):
         return conv2d_simd.conv2d(x, weight, bias, **window, out=out)
     (top, _), (left, _) = window["padding"]
-    _convolve(m, Images(np.ascontiguousarray(x), window["layout"]), weight, bias, top, left, y, flip=False)
+    _convolve(m, images_of(np.ascontiguousarray(x), window["layout"]), weight, bias, top, left, y, flip=False)
 
 
 def _images_gradient(m: int, dy, weight, out, x_shape, **window) -> None:
-    dx, sides = Images(out, window["layout"]), [2 - p for axis in window["padding"] for p in axis]
+    dx, sides = images_of(out, window["layout"]), [2 - p for axis in window["padding"] for p in axis]
     if not _takes(m, weight, window["stride"], window["dilation"], window["groups"], dx) or min(sides) < 0:
         return conv2d_simd.conv2d_dx(dy, weight, x_shape=x_shape, **window, out=out)
-    _convolve(m, Images(np.ascontiguousarray(dy), window["layout"]), weight, None, sides[0], sides[2], dx, flip=True)
+    _convolve(m, images_of(np.ascontiguousarray(dy), window["layout"]), weight, None, sides[0], sides[2], dx, flip=True)
 
 
 MOST_SUMS = 1 << 22  # elements of partial sums, over all chunks
 
 
 def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
-    dy, x = (Images(np.ascontiguousarray(a), window["layout"]) for a in (dy, x))
+    dy, x = (images_of(np.ascontiguousarray(a), window["layout"]) for a in (dy, x))
     if not _takes(m, out, window["stride"], window["dilation"], window["groups"], dy):
         return conv2d_simd.conv2d_dw(dy.array, x.array, weight_shape=weight_shape, **window, out=out)
     (top, _), (left, _) = window["padding"]

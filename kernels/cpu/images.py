@@ -21,13 +21,19 @@ def widened(lanes: int) -> int:
 class Images:
     """A batch of images as steps through memory, in elements: from one image, row, column or channel to the next."""
 
-    def __init__(self, array: np.ndarray, layout: str):
-        self.array = array  # kept: an address alone holds no memory
-        self.address, self.item = address_of(array), array.itemsize
-        self.n, self.channels, self.rows, self.columns = nchw(array.shape, layout)
+    def __init__(self, shape: tuple[int, ...], layout: str, dtype, address: int):
+        self.address, self.item = address, np.dtype(dtype).itemsize
+        self.n, self.channels, self.rows, self.columns = nchw(shape, layout)
         self.image = self.channels * self.rows * self.columns
         self.first = layout == "NCHW"
         self.row, self.column, self.channel = (self.columns, 1, self.rows * self.columns) if self.first else (self.columns * self.channels, self.channels, 1)
+
+
+def images_of(array: np.ndarray, layout: str) -> Images:
+    """An array that is there. (`array`: an address alone holds no memory.)"""
+    found = Images(array.shape, layout, array.dtype, address_of(array))
+    found.array = array
+    return found
 
 
 def shared(images: int, rows: int) -> tuple[int, int]:

@@ -10,19 +10,17 @@ in blocks (tiles.best_blocks). The kernels are in tiles.py.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.program import address_of, compiled, named, run
+from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, named
 from tinynet.kernels.cpu.simd import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
-
-
-def _steps(m: np.ndarray) -> tuple[int, int, int]:
-    """From one matrix of the batch, row or column to the next, in elements."""
-    return tuple(s // m.itemsize for s in m.strides)
+A, B, C = (i * STAND_IN for i in (1, 2, 3))  # where a call's arrays lie (program.Prepared)
 
 
 def _side_by_side(m: np.ndarray, axis: int) -> bool:
@@ -34,44 +32,49 @@ def matmul(a, b, *, out):
     a, b, c = (m.reshape(-1, *m.shape[-2:]) if m.size else m.reshape(0, 1, 1) for m in (a, b, out))
     if c.size == 0 or a.size == 0:
         out[...] = 0  # no terms: every sum is empty
-    elif _side_by_side(b, 1) and not _side_by_side(b, 2) or c.shape[2] < tiles.LEAST_LANES:
-        _dots(a if _side_by_side(a, 2) else np.ascontiguousarray(a), b if _side_by_side(b, 1) else np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2), c)
+        return
+    if _side_by_side(b, 1) and not _side_by_side(b, 2) or c.shape[2] < tiles.LEAST_LANES:
+        a = a if _side_by_side(a, 2) else np.ascontiguousarray(a)
+        b = b if _side_by_side(b, 1) else np.ascontiguousarray(b.swapaxes(1, 2)).swapaxes(1, 2)
+        prepared = _dots
     else:
-        _gemm(a, b if _side_by_side(b, 2) else np.ascontiguousarray(b), c)
+        b = b if _side_by_side(b, 2) else np.ascontiguousarray(b)
+        prepared = _gemm
+    prepared(c.shape, a.shape[2], a.strides, b.strides, c.dtype.type, threads.count())(a, b, c)
 
 
-def _shares(batch: int, rows: int, columns: int) -> tuple[int, int, int]:
+def _shares(batch: int, rows: int, columns: int, slots: int) -> tuple[int, int, int]:
     """(chunks, column shares, row shares): a piece of work for each thread, columns shared before rows."""
-    pieces = threads.count()
-    chunks = min(batch, pieces)
-    wanted = -(-pieces // chunks)
+    chunks = min(batch, slots)
+    wanted = -(-slots // chunks)
     across = max(1, min(wanted, columns))
     return chunks, across, max(1, min(-(-wanted // across), rows))
 
 
-def _gemm(a, b, c):
-    batch, rows, columns = c.shape
-    terms, dtype = a.shape[2], c.dtype.type
+@lru_cache(256)
+def _gemm(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
+    batch, rows, columns = shape
+    item = np.dtype(dtype).itemsize
     tile, blocks = tiles.best_blocks(rows, columns, terms, dtype)
-    (a_batch, a_row, a_term), (b_batch, b_term, _) = _steps(a), _steps(b)
     numbers = dict(
-        rows=rows, columns=columns, terms=terms, a=(address_of(a), 0, a_batch * c.itemsize), a_row=a_row, a_term=a_term,
-        b=(address_of(b), 0, b_batch * c.itemsize), b_term=b_term, c=(address_of(c), 0, rows * columns * c.itemsize), c_row=columns, **blocks,
+        rows=rows, columns=columns, terms=terms, a=(A, 0, a_strides[0]), a_row=a_strides[1] // item, a_term=a_strides[2] // item,
+        b=(B, 0, b_strides[0]), b_term=b_strides[1] // item, c=(C, 0, rows * columns * item), c_row=columns, **blocks,
     )  # fmt: skip
-    chunks = min(batch, 4 * threads.count())
-    shares = max(1, min(-(-4 * threads.count() // chunks), -(-columns // blocks["column_block"])))
-    run([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)
+    chunks = min(batch, 4 * slots)
+    shares = max(1, min(-(-4 * slots // chunks), -(-columns // blocks["column_block"])))
+    return Prepared([([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)], 0, dtype)
 
 
-def _dots(a, b, c):
-    batch, rows, columns = c.shape
-    terms, dtype = a.shape[2], c.dtype.type
+@lru_cache(256)
+def _dots(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
+    batch, rows, columns = shape
+    item = np.dtype(dtype).itemsize
     high, wide = tiles.best_dots(rows, columns)
-    chunks, across, down = _shares(batch, rows // high, columns // wide)
-    (a_batch, a_row, _), (b_batch, _, b_row) = _steps(a), _steps(b)
-    stay = max(high, CACHE // (terms * c.itemsize) // high * high)
+    chunks, across, down = _shares(batch, rows // high, columns // wide, slots)
+    stay = max(high, CACHE // (terms * item) // high * high)
     numbers = dict(
-        rows=rows, columns=columns, terms=terms, a=(address_of(a), 0, a_batch * c.itemsize), a_row=a_row, b=(address_of(b), 0, b_batch * c.itemsize), b_row=b_row,
-        c=(address_of(c), 0, rows * columns * c.itemsize), c_row=columns, stay=stay, row_shares=down,
+        rows=rows, columns=columns, terms=terms, a=(A, 0, a_strides[0]), a_row=a_strides[1] // item, b=(B, 0, b_strides[0]), b_row=b_strides[2] // item,
+        c=(C, 0, rows * columns * item), c_row=columns, stay=stay, row_shares=down,
     )  # fmt: skip
-    run([named(compiled(tiles.dots, high, wide, max(TARGET.lanes(dtype), tiles.LEAST_LANES), dtype), tiles.DOTS, numbers)], batch, chunks, across * down)
+    kernel = compiled(tiles.dots, high, wide, max(TARGET.lanes(dtype), tiles.LEAST_LANES), dtype)
+    return Prepared([([named(kernel, tiles.DOTS, numbers)], batch, chunks, across * down)], 0, dtype)

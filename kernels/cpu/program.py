@@ -226,6 +226,46 @@ def run(rows: list[list[int]], images: int, chunks: int, shares: int = 1) -> Non
         play(address_of(table), min(threads.count(), chunks * shares))
 
 
+STAND_IN = 1 << 44  # bytes: i * STAND_IN stands for the address of a call's i-th array, until the array is there
+_PAST = STAND_IN // 2
+
+
+class Prepared:
+    """A program for arrays of one geometry, which need not be there when it is made: only their addresses are filled in at a call.
+
+    phases: as in `table_of`, with stand-ins for addresses. elements: of scratch memory, whose stand-in comes after the arrays'.
+    """
+
+    def __init__(self, phases: list, elements: int, dtype):
+        self.elements, self.dtype, self.slots = elements, dtype, min(threads.count(), max(chunks * shares for _, _, chunks, shares in phases))
+        self.template, self.phases = table_of(phases), len(phases)
+        first = 1 + HEAD * len(phases)
+        places = np.arange(first, self.template.size)
+        numbers = self.template[first:]
+        there = (numbers > _PAST) & ((places - first) % ROW != 0)  # a row begins with its kernel's address, which is real
+        self.at = places[there]
+        self.which = (numbers[there] + _PAST) // STAND_IN - 1
+        self.offsets = numbers[there] - (self.which + 1) * STAND_IN
+        self.free: list[tuple[np.ndarray, int]] = []  # tables that no call is using
+
+    def __call__(self, *arrays: np.ndarray | None) -> None:
+        """arrays: in the order of their stand-ins, the first first."""
+        addresses = [0 if a is None else a.__array_interface__["data"][0] for a in arrays]
+        if self.elements:
+            addresses.append(address_of(scratch(self.elements, self.dtype)))
+        table, address = self.free.pop() if self.free else self._copy()
+        table[self.at] = np.array(addresses, np.int64)[self.which] + self.offsets
+        play(address, self.slots)
+        self.free.append((table, address))
+
+    def _copy(self) -> tuple[np.ndarray, int]:
+        table = self.template.copy()
+        moved = address_of(table) - address_of(self.template)
+        for p in range(self.phases):
+            table[1 + p * HEAD + _FIRST] += moved
+        return table, address_of(table)
+
+
 class _Scratch(threading.local):
     memory = np.empty(0, np.uint8)
 
