@@ -83,8 +83,8 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     w = target + slots * result.slot
     lay, w_group = _laid(weight_shape, groups, True, WEIGHT, w, dtype)
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
-    ix = stride[1] * copy.column
-    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, 2 * x.n * y.rows * y.columns * prod(weight_shape)), dtype)
+    ix, flops = stride[1] * copy.column, 2 * x.n * y.rows * y.columns * prod(weight_shape)
+    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), dtype)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
         ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
@@ -93,7 +93,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
         y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
     images = [*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)]
-    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype)
+    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype, flops)
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
             )  # fmt: skip
             images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), tiles.CONV, numbers))
     images += result.rows_of(target, dtype)
-    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype)
+    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype, flops)
 
 
 # --- gradient of the weights -------------------------------------------------------------------------------------
@@ -207,4 +207,5 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     numbers = dict(x=sums, chunks=chunks, x_chunk=tile.size, count=k // groups, y=OUT, **tile.gathered)
     gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
-    return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype)
+    flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
+    return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype, flops)

@@ -62,7 +62,7 @@ def _gemm(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     )  # fmt: skip
     chunks = min(batch, 4 * slots)
     shares = max(1, min(-(-4 * slots // chunks), -(-columns // blocks["column_block"])))
-    return Prepared([([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)], 0, dtype)
+    return Prepared([([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)], 0, dtype, 2 * batch * rows * columns * terms)
 
 
 @lru_cache(256)
@@ -77,4 +77,4 @@ def _dots(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
         c=(C, 0, rows * columns * item), c_row=columns, stay=stay, row_shares=down,
     )  # fmt: skip
     kernel = compiled(tiles.dots, high, wide, max(TARGET.lanes(dtype), tiles.LEAST_LANES), dtype)
-    return Prepared([([named(kernel, tiles.DOTS, numbers)], batch, chunks, across * down)], 0, dtype)
+    return Prepared([([named(kernel, tiles.DOTS, numbers)], batch, chunks, across * down)], 0, dtype, 2 * batch * rows * columns * terms)

@@ -6,12 +6,16 @@ NHWC, whose channels fill the lanes anyway) is left to `loops`, which pool2d.py 
 
 from __future__ import annotations
 
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import pool2d as loops
-from tinynet.kernels.cpu import tiles
+from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.images import shared
-from tinynet.kernels.cpu.jit import readable
-from tinynet.kernels.cpu.program import address_of, compiled, row, run
+from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, row
 
 LARGEST = 4  # rows or columns of a window, and steps between windows
 
@@ -27,8 +31,13 @@ def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode, layout, 
     if not takes(x.shape, kernel_size, stride, padding, dilation, y.shape[2:], layout):
         loops.max_pool2d(x, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, layout=layout, out=out)
         return
-    x = readable(x)
-    planes = x.shape[0] * x.shape[1]
-    chunks, shares = shared(planes, y.shape[2])
-    kernel = compiled(tiles.max_pool, *kernel_size, *stride, x.dtype.type)
-    run([row(kernel, address_of(x), address_of(y), address_of(argmax), *x.shape[2:], *y.shape[2:])], planes, chunks, shares)
+    _prepared(x.shape, y.shape, kernel_size, stride, x.dtype.type, threads.count())(np.ascontiguousarray(x), y, argmax)
+
+
+@lru_cache(256)
+def _prepared(x_shape, y_shape, kernel_size, stride, dtype, slots) -> Prepared:
+    planes = x_shape[0] * x_shape[1]
+    chunks, shares = shared(planes, y_shape[2])
+    x, y, argmax = (i * STAND_IN for i in (1, 2, 3))
+    kernel = row(compiled(tiles.max_pool, *kernel_size, *stride, dtype), x, y, argmax, *x_shape[2:], *y_shape[2:])
+    return Prepared([([kernel], planes, chunks, shares)], 0, dtype, 4 * prod(y_shape) * prod(kernel_size))

@@ -226,6 +226,7 @@ def run(rows: list[list[int]], images: int, chunks: int, shares: int = 1) -> Non
         play(address_of(table), min(threads.count(), chunks * shares))
 
 
+WORTH_THREADS = 200_000  # operations: two microseconds of one thread
 STAND_IN = 1 << 44  # bytes: i * STAND_IN stands for the address of a call's i-th array, until the array is there
 _PAST = STAND_IN // 2
 
@@ -234,10 +235,12 @@ class Prepared:
     """A program for arrays of one geometry, which need not be there when it is made: only their addresses are filled in at a call.
 
     phases: as in `table_of`, with stand-ins for addresses. elements: of scratch memory, whose stand-in comes after the arrays'.
+    work: operations in all; a call of few is played by one thread, for the others would come too late.
     """
 
-    def __init__(self, phases: list, elements: int, dtype):
-        self.elements, self.dtype, self.slots = elements, dtype, min(threads.count(), max(chunks * shares for _, _, chunks, shares in phases))
+    def __init__(self, phases: list, elements: int, dtype, work: float):
+        self.elements, self.dtype = elements, dtype
+        self.slots = min(threads.count(), max(chunks * shares for _, _, chunks, shares in phases)) if work >= WORTH_THREADS else 1
         self.template, self.phases = table_of(phases), len(phases)
         first = 1 + HEAD * len(phases)
         places = np.arange(first, self.template.size)
