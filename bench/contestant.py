@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +70,7 @@ def time_block(seconds: float) -> list[float]:
 
 
 def memory_from_here() -> float:
-    """Resident memory in MiB; where Linux allows it, the highest that `highest_memory` returns counts from now on."""
+    """Resident memory in MiB; where Linux allows it, the highest that worker.highest_memory returns counts from now on."""
     import psutil
 
     try:
@@ -79,18 +78,3 @@ def memory_from_here() -> float:
     except OSError:
         pass  # another system: importing the framework counts too
     return psutil.Process().memory_info().rss / MEBIBYTE
-
-
-def highest_memory() -> float:
-    """The highest resident memory of this process, in MiB.
-
-    Not getrusage's where it can be helped: on Linux a process inherits the highest memory of the one that started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / MEBIBYTE
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / MEBIBYTE

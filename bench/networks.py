@@ -24,6 +24,7 @@ from tinynet.bench.peers import make
 from tinynet.bench.peers.base import Trainer
 from tinynet.bench.targets import MATHS, target
 from tinynet.bench.zoo import NETWORKS, Network, initial_state
+from tinynet.compare import worker
 from tinynet.compare.job import machine
 from tinynet.compare.worker import PeerFailed
 
@@ -155,7 +156,7 @@ class Entrant:
     def weigh(self) -> None:
         """The most memory that the process has held, above what its framework takes by itself."""
         ran = any(cell["median_s"] is not None for cell in self.row["cells"].values())
-        highest = self._call(None, contestant.highest_memory) if ran else None
+        highest = self._call(None, worker.highest_memory) if ran else None
         if highest is not None:
             self.row["peak_mb"] = highest - self.memory_mb
 

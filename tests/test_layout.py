@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "tinynet.storage": ["tinynet.tensor", "tinynet.dispatch"],
     "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard"],
     "tinynet.nn": ["tinynet.mode", "tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.dispatch", "tinynet.geometry", "tinynet.random"],
-    "tinynet.trace": ["tinynet.tensor", "tinynet.kernels.graph"],
+    "tinynet.trace": ["tinynet.mode", "tinynet.tensor", "tinynet.kernels.graph"],
     "tinynet.plan": ["tinynet.mode", "tinynet.trace", "tinynet.nn", "tinynet.optim", "tinynet.tape", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.oracle": ["tinynet.kernels.reference", "tinynet.kernels.contract", "tinynet.geometry", "tinynet.tensor"],
     "tinynet.train": ["tinynet.inputs", "tinynet.mode"],

@@ -24,7 +24,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial, update_wrapper
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 
@@ -105,6 +105,12 @@ class Compiled:
             shapes = ", ".join(_shapes(key[0]))
             parts.append(f"for {shapes}: {'runs op by op, since ' + plan if isinstance(plan, str) else plan.explain()}")
         return "\n\n".join(parts)
+
+    def __get__(self, owner, kind=None):
+        return self if owner is None else MethodType(self, owner)  # a compiled method
+
+    def __getattr__(self, name: str):
+        return getattr(self.function, name)  # a compiled model's parameters, and the like
 
     def __repr__(self) -> str:
         return f"tinynet.compile({getattr(self.function, '__name__', repr(self.function))}, math={self.math!r})"
@@ -200,6 +206,8 @@ class Plan:
             if len(self.results) != 1:
                 raise Unsupported(trace.calls[-1], "of a function whose graph goes on, one result alone can be compiled; return one tensor")
             self.seeds = (self.results[0],)
+            if trace.calls[-1].op in ("cross_entropy", "nll_loss") and trace.calls[-1].output == self.results[0]:
+                loss = self.results[0]  # whose gradient is known up to a factor, which comes with backward
         for v in self.results + list(gradients):
             if arrays[v].dtype != dtype:
                 raise Unsupported(first, f"dtypes {arrays[v].dtype} and {dtype} meet")
@@ -386,6 +394,7 @@ class Plan:
         found = self._bind_results(arena)
         self.network.play(arena)
         tensors = [self.tensors.get(v) if v in self.tensors else leaves[self.leaves[v]] for v in self.graph.gradients]
+        self._check(arena)
         result = found[self.seeds[0]]
         arrays = [arena.bound[v] for v, *_ in self.parameters] + [arena.bound[v] for v, *_ in self.inputs]
 
@@ -397,7 +406,8 @@ class Plan:
             self.network.play(arena, 1)
             for v, _ in self.trained:
                 shares[v] = self.network.gradient(arena, v)
-            return [shares[v] for v in self.graph.gradients]
+            factor = dy if self.graph.loss is not None and dy != 1 else None
+            return [shares[v] if factor is None else shares[v] * factor for v in self.graph.gradients]
 
         result.made_by(Pulled(COMPILED, tensors, arrays, pull_back, lambda: self.arenas.append(arena)))
         return self._formed(self.form, found)

@@ -13,11 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinynet.kernels.graph import Call
+from tinynet.mode import is_recording
 from tinynet.tensor import Tensor
-
-
-class Uncapturable(Exception):
-    """The function can't be replayed; the message says why."""
 
 
 @dataclass
@@ -33,6 +30,7 @@ class Trace:
     modules: list = field(default_factory=list)
     root: Tensor | None = None  # what backward started from
     optimizer: object = None
+    recording: bool = field(default_factory=is_recording)
     refused: str = ""  # why this recording is useless
 
     def __post_init__(self):
@@ -67,8 +65,10 @@ class Trace:
                 inputs.append(None)
             else:
                 inputs.append(self._known(tensor if tensor is not None else array))
-        if self.root is not None and not self.refused:
+        if self.root is not None:
             self.refuse(f"{op.name} comes after backward")
+        if is_recording() != self.recording:
+            self.refuse("it turns recording on or off (no_grad) for some of its ops")
         self.calls.append(Call(op.name, tuple(inputs), self._number(result), {**op.defaults, **parameters}))
 
     def copied(self, values, made: Tensor) -> None:

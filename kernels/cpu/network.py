@@ -71,7 +71,8 @@ class Network(Convolutions, Layers):
         self.border = len(self.steps)
         if self.training:
             for v in seeds:
-                self._bring_gradient(v)
+                if v != graph.loss:
+                    self._bring_gradient(v)
             for unit in reversed(self.units):
                 if self.needs.get(unit.output) and (unit.output in self.gradients or unit.kind in ("cross_entropy", "nll_loss")):
                     getattr(self, unit.kind + "_back")(unit)

@@ -244,7 +244,7 @@ class Layers(Planner):
         if unit.output not in self.graph.results:
             return
         out = Outside(("result", unit.output))
-        self.step("loss", lambda: [(self.kernel(layers.total), layers.ROWS, dict(count=self.images, loss=(At(losses, alone=True), 0, self.item), y=At(out), scale=At(self.scale, alone=True)))], [], once=True, into=self.finish, with_before=True)
+        self.step("loss", lambda: [(self.kernel(layers.total), layers.ROWS, dict(count=self.images, loss=(At(losses, alone=True), 0, self.item), y=At(out), scale=At(self.scale, alone=True)))], [], once=True, into=self.steps if self.seeds else self.finish, with_before=True)
 
     cross_entropy = nll_loss = _loss
 

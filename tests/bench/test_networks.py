@@ -22,6 +22,7 @@ from tinynet.bench.peers.base import Trainer
 from tinynet.bench.targets import ARTICLE, ORDINARY, target
 from tinynet.bench.zoo import NETWORKS, AvgPool, Conv, Dense, Flatten, Image, MaxPool, Network, ReLU, initial_state
 from tinynet.compare import networks as article
+from tinynet.compare import worker
 
 
 def small(*layers, image=Image(3, 8, 8)) -> Network:
@@ -94,7 +95,7 @@ def run_all(name: str, process: ContestantProcess) -> dict:
         for kind in kinds(name, network):
             got = process.submit(contestant.first_call, NETWORKS[network], kind, *two_images(network))
             found[network, kind] = got, len(process.submit(contestant.time_block, 0.0))
-    return {"found": found, "memory": (memory, process.submit(contestant.highest_memory))}
+    return {"found": found, "memory": (memory, process.submit(worker.highest_memory))}
 
 
 @pytest.fixture(scope="module")

@@ -276,6 +276,41 @@ def test_every_loss_leads_to_the_same_weights(loss):
         np.testing.assert_allclose(got[name], eager[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_compiled_loss_is_a_part_of_a_larger_graph(loss):
+    model, (x, y) = classifier(), batch()
+    fast = tinynet.compile(lambda x, y: LOSSES[loss](model(x), y))
+    fast(x, y)
+    (fast(x, y) * 3.0).backward()
+    assert "op by op" not in fast.explain(), fast.explain()
+    got = [p.grad for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = None
+    (LOSSES[loss](model(x), y) * 3.0).backward()
+    for p, g in zip(model.parameters(), got):
+        np.testing.assert_allclose(g, p.grad, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(fast(x, y).numpy(), LOSSES[loss](model(x), y).numpy(), rtol=1e-5)
+    with pytest.raises(ValueError, match="classes run from 0 to 4"):
+        fast(x, y + 5)
+
+
+def test_a_method_may_be_compiled():
+    class Trainer:
+        def __init__(self):
+            self.model = classifier()
+            self.optimizer = optim.SGD(self.model.parameters(), lr=0.1)
+
+        @tinynet.compile
+        def step(self, x, y):
+            return training(self.model, self.optimizer)(x, y)
+
+    trainer = Trainer()
+    first = trainer.step(*batch()).item()
+    assert trainer.step(*batch()).item() < first
+    fast = tinynet.compile(trainer.model)
+    assert list(fast.parameters()) == list(trainer.model.parameters())
+
+
 def test_gradients_of_a_step_are_there_when_asked_for():
     one, two = classifier(), classifier()
     steps = [training(m, optim.SGD(m.parameters(), lr=0.0)) for m in (one, two)]
@@ -509,6 +544,13 @@ def test_what_can_not_be_replayed_runs_as_always_and_says_why():
     assert "makes for itself" in reason(lambda x: F.conv2d(x, np.ones((4, 3, 3, 3), np.float32)), x)
     assert "number for an input" in reason(lambda x: F.conv2d(x, weight) * 2.0, x)
     shared = Conv2d(3, 3, 3, padding=1)
+
+    def half_recorded(x):
+        with tinynet.no_grad():
+            x = shared(x)
+        return F.relu(x)
+
+    assert "no_grad" in reason(half_recorded, x)
     assert "another layer's too" in reason(lambda x: shared(F.relu(shared(x))), x)
     with tinynet.use(conv2d="reference"):
         assert "chosen by hand" in reason(lambda x: F.conv2d(x, weight), x)
