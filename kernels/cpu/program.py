@@ -142,6 +142,8 @@ def _serve(board, slot, seen, patience):
         generation = atomic_get(board, GENERATION)
         if generation == seen:
             looks += 1
+            if looks % 256 == 0:
+                give_way()  # other libraries' threads may want this processor
             if looks > patience:
                 if threads.drowsy(board, slot, seen):
                     return seen

@@ -26,7 +26,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-PATIENCE = 500_000  # looks at the board, of about a nanosecond each, before a worker sleeps
+PATIENCE = 60_000  # looks at the board, of some nanoseconds each, before a worker sleeps: longer, and it stands in the way of other libraries' threads
 
 # --- atomic steps on memory ---------------------------------------------------------------------------
 
