@@ -166,6 +166,13 @@ def _planned(trace: Trace, result, math: str, recording: bool, by_hand: bool):
         return f"{c.op} ({shapes}) is in no program: {unsupported}"
 
 
+def _kind(optimizer: Optimizer) -> str:
+    """The kernel of its update (kernels/cpu/layers.py); none for optimisers that are not ours."""
+    if type(optimizer) is SGD:
+        return "momentum" if optimizer.momentum else "sgd"
+    return "adam" if type(optimizer) in (Adam, AdamW) else ""
+
+
 class Plan:
     """One capture as a program, with what it needs from outside at every call."""
 
@@ -251,16 +258,15 @@ class Plan:
 
     def _optimise(self, graph: Graph, trace: Trace) -> None:
         optimizer = self.optimizer
-        kinds = {SGD: "sgd", Adam: "adam", AdamW: "adam"}
         if optimizer is None:
             return
-        if type(optimizer) not in kinds:
+        self.kind = _kind(optimizer)
+        if not self.kind:
             raise Unsupported(trace.calls[-1], f"{type(optimizer).__name__} is no SGD, Adam or AdamW; leave its step outside of the function")
         values = {id(self.tensors[v]): v for v in graph.gradients if v in self.tensors}
         if any(id(p) not in values for p in optimizer.parameters):
             raise Unsupported(trace.calls[-1], "the optimiser has parameters that the loss does not depend on")
-        kind = "momentum" if type(optimizer) is SGD and optimizer.momentum else kinds[type(optimizer)]
-        graph.updates.update({values[id(p)]: kind for p in optimizer.parameters})
+        graph.updates.update({values[id(p)]: self.kind for p in optimizer.parameters})
 
     # --- a call ---------------------------------------------------------------------------------------------------
 
@@ -269,8 +275,7 @@ class Plan:
         for place, (t, array, needs) in enumerate(self.known):
             if (t.data is not array or t._requires_grad is not needs) and not self._still_fits(place):
                 return False
-        # a step of SGD that is taken at once has no momentum
-        return not (self.network.stepped and self.optimizer.momentum)
+        return self.optimizer is None or _kind(self.optimizer) == self.kind  # SGD with momentum is another kernel than without
 
     def _still_fits(self, place: int) -> bool:
         """Whether a parameter's new array can take the old one's place."""

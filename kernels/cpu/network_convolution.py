@@ -177,7 +177,7 @@ class Convolutions(Planner):
         if unit.pool:
             dy, winner = dz, self.views[unit.output, "winner"]
             dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
-            into = sums or self.memory(Memory(lanes, "sums that nobody reads"))
+            into = sums or self.summed(lanes, f"bias of value {unit.output}, which has none")
 
             def spread():
                 numbers = dict(

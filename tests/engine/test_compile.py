@@ -389,6 +389,42 @@ def test_the_learning_rate_is_the_optimiser_s_of_the_moment():
     assert all((model.state_dict()[n] == before[n]).all() for n in before)
 
 
+def test_momentum_that_is_turned_off_is_seen():
+    weights = []
+    for compiled in (False, True):
+        model = classifier()
+        optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        step = training(model, optimizer)
+        step = tinynet.compile(step) if compiled else step
+        step(*batch()), step(*batch())
+        optimizer.momentum = 0.0
+        step(*batch()), step(*batch())
+        weights.append(model.state_dict())
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[1][name], weights[0][name], rtol=1e-4, atol=1e-5)
+
+
+def test_momentum_that_is_turned_on_is_seen():
+    model = Sequential(Conv2d(3, 8, 3), Flatten(), Linear(8 * 144, 5))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    step = tinynet.compile(training(model, optimizer))
+    step(*batch()), step(*batch())
+    optimizer.momentum = 0.9
+    optimizer.state = [{} for _ in optimizer.parameters]
+    step(*batch()), step(*batch())
+    assert all("v" in state for state in optimizer.state)
+
+
+def test_sums_of_every_chunk_have_memory_of_their_own():
+    """A pooled convolution without bias: the sums that nobody reads may not run into what lies behind them."""
+    model = Sequential(Conv2d(3, 8, 3, bias=False), ReLU(), MaxPool2d(2))
+    fast = tinynet.compile(model)
+    for _ in range(2):
+        fast(np.ones((20, 3, 8, 8), np.float32))
+    (plan,) = fast.plans.values()
+    assert plan.network.chunks > 1 and all(m.copies == plan.network.chunks for m in plan.network.memories if m.what.startswith("sums"))
+
+
 def test_a_wrong_class_is_an_error_and_changes_no_weight():
     model = classifier()
     step = tinynet.compile(training(model, optim.Adam(model.parameters())))
