@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LINE = 64  # bytes of a cache line
+from tinynet.kernels.cpu.program import LINE, address_of
 
 
 def lanes_of(channels: int) -> int:
@@ -42,10 +42,6 @@ class Buffer(Memory):
         self.halo = [0, 0, 0, 0]  # top, bottom, left, right
         self.phases: set[int] = set()  # in which it is read or written
         self.kept = False  # for every image, whatever the phases
-
-    @property
-    def is_row(self) -> bool:
-        return self.rows == self.columns == 1 and self.halo == [0, 0, 0, 0]
 
     def need(self, top: int, bottom: int, left: int, right: int) -> None:
         self.halo[:] = [max(have, wanted) for have, wanted in zip(self.halo, (top, bottom, left, right))]
@@ -136,10 +132,6 @@ class Program:
     firsts: list[tuple[int, int]]
 
 
-def address_of(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
-
-
 class Arena:
     """The memory of a program, and tables whose addresses are in it. Calls that run at once have one each."""
 
@@ -163,10 +155,6 @@ class Arena:
         """A memory as an array."""
         count = int(np.prod(shape))
         return self.memory[m.offset : m.offset + count * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
-
-    def copied(self, m: Memory, dtype, shape: tuple[int, ...]) -> np.ndarray:
-        """What is there at the moment."""
-        return self.view(m, dtype, shape).copy()
 
     def bind(self, key, array: np.ndarray) -> None:
         """Makes kernels look at the array for what is outside."""

@@ -199,7 +199,7 @@ class Network(Convolutions, Layers):
     def gradient(self, arena: Arena, value: int) -> np.ndarray:
         """The gradient of a parameter that the program last computed; of one that was used at once, computed again."""
         if value not in self.stepped:
-            return arena.copied(self.weight_gradients[value], self.T, self.graph.shapes[value])
+            return arena.view(self.weight_gradients[value], self.T, self.graph.shapes[value]).copy()
         x, dy, n, k, t = self.stepped[value]
 
         def rows(memory, count):

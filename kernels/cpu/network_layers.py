@@ -87,11 +87,7 @@ class Layers(Planner):
             return
         c, h, w = self.shape(unit.x)
         target, _ = self.row(unit.output)
-        self._copy_image("flatten", self.image(unit.x), View(target, c, h, w, self._flat(unit.x)))
-
-    def _flat(self, value: int) -> tuple[int, int, int]:
-        c, h, w = self.shape(value)
-        return (w, 1, h * w) if self.layouts[value] == "NCHW" else (w * c, c, 1)
+        self._copy_image("flatten", self.image(unit.x), View(target, c, h, w, self.steps_outside(unit.x)))
 
     def flatten_back(self, unit: Unit) -> None:
         dy = self.gradients[unit.output]
@@ -100,7 +96,7 @@ class Layers(Planner):
             return
         c, h, w = self.shape(unit.x)
         mask, (dx, join) = self.mask(unit.x), self.joined(unit.x)
-        source = View(dy, c, h, w, self._flat(unit.x))
+        source = View(dy, c, h, w, self.steps_outside(unit.x))
         if mask is not None and self.layouts[unit.x] == "NHWC":
             apart = self.buffer(c, h, w, what="gradient before ReLU's")
             self._copy_image("gradient of flatten", source, View(apart, c, h, w))

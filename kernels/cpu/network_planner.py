@@ -131,22 +131,26 @@ class Planner:
         found = self.views.get((value, planar))
         if found is None:
             if outside and planar and not any(halo):
-                steps = (columns, 1, rows * columns)
-                return View(Outside(value, channels * rows * columns * self.item), channels, rows, columns, steps)
+                return self.outside(value, value)
             buffer = self.buffer(channels, rows, columns, planar, f"value {value}")
             found = self.views[value, planar] = View(buffer, channels, rows, columns)
             if outside:
-                self._bring(value, found)
+                self._copy_image(f"images into rows of {'columns' if planar else 'pixels'}", self.outside(value, value), found)
         if isinstance(found.memory, Buffer):
             found.memory.need(*halo)
         return found
 
-    def _bring(self, value: int, view: View) -> None:
-        buffer, (c, h, w) = view.memory, self.shape(value)
-        source = Outside(value, c * h * w * self.item)
-        self._copy_image(f"images into rows of {'columns' if buffer.planar else 'pixels'}", View(source, c, h, w, (w, 1, h * w) if self.layouts[value] == "NCHW" else (w * c, c, 1)), view)
+    def steps_outside(self, value: int) -> tuple[int, int, int]:
+        """From row to row, column to column and channel to channel where the value lies as the caller sees it."""
+        c, h, w = self.shape(value)
+        return (w, 1, h * w) if self.layouts[value] == "NCHW" else (w * c, c, 1)
 
-    def _copy_image(self, what: str, source: View, target: View, into: list | None = None, mask: View | None = None) -> None:
+    def outside(self, key, value: int) -> View:
+        """An array of the caller's, named `key`, that holds images like the value."""
+        c, h, w = self.shape(value)
+        return View(Outside(key, c * h * w * self.item), c, h, w, self.steps_outside(value))
+
+    def _copy_image(self, what: str, source: View, target: View, mask: View | None = None) -> None:
         """Images from one order of their axes into another."""
         c, h, w = source.channels, source.rows, source.columns
 
@@ -164,7 +168,7 @@ class Planner:
             masked = dict(mask=mask.at(), mask_row=mask.y, mask_step=mask.x) if mask is not None else {}
             return [(self.kernel(layers.turn), layers.TURN, dict(extents, x=source.at(), y=target.at(), **masked))]
 
-        self.step(what, build, [source.memory, target.memory, mask and mask.memory], c * h * w, into=into)
+        self.step(what, build, [source.memory, target.memory, mask and mask.memory], c * h * w)
 
     def row(self, value: int):
         """(memory, numbers) of a value that is a row for each image."""
@@ -224,8 +228,7 @@ class Planner:
         mask = self.mask(value)
         if self.is_image(value):
             c, h, w = self.shape(value)
-            steps = (w, 1, h * w) if self.layouts[value] == "NCHW" else (w * c, c, 1)
-            source = View(Outside(("dy", value), c * h * w * self.item), c, h, w, steps)
+            source = self.outside(("dy", value), value)
             buffer = self.buffer(c, h, w, what=f"gradient of value {value}")
             if mask is not None and self.layouts[value] == "NHWC":
                 self._copy_image("gradient in", source, View(buffer, c, h, w))
@@ -246,9 +249,7 @@ class Planner:
             if not self.graph.shapes[v]:
                 continue  # a loss, which is written where it is wanted
             if self.is_image(v):
-                c, h, w = self.shape(v)
-                steps = (w, 1, h * w) if self.layouts[v] == "NCHW" else (w * c, c, 1)
-                self._copy_image("result", self.image(v), View(Outside(("result", v), c * h * w * self.item), c, h, w, steps))
+                self._copy_image("result", self.image(v), self.outside(("result", v), v))
             else:
                 self._row_out("result", *self.row(v), Outside(("result", v), prod(self.graph.shapes[v][1:]) * self.item))
 
@@ -258,13 +259,11 @@ class Planner:
     def _hand_out_gradients(self) -> None:
         for v in self.graph.gradients:
             if v in self.graph.batched and v in self.gradients:
-                target = Outside(("gradient", v), prod(self.graph.shapes[v][1:]) * self.item)
                 if self.is_image(v):
-                    c, h, w = self.shape(v)
-                    steps = (w, 1, h * w) if self.layouts[v] == "NCHW" else (w * c, c, 1)
-                    self._copy_image("gradient out", View(self.gradients[v], c, h, w), View(target, c, h, w, steps))
+                    self._copy_image("gradient out", View(self.gradients[v], *self.shape(v)), self.outside(("gradient", v), v))
                 else:
-                    self._row_out("gradient out", self.gradients[v], prod(self.graph.shapes[v][1:]), target)
+                    count = prod(self.graph.shapes[v][1:])
+                    self._row_out("gradient out", self.gradients[v], count, Outside(("gradient", v), count * self.item))
 
     def pass_on(self, value: int, dy: Buffer) -> None:
         """A sum's gradient is each operand's."""
