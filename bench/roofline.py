@@ -15,7 +15,8 @@ import numpy as np
 
 from tinynet.bench.timing import once
 from tinynet.kernels.cpu.program import address_of, compiled, row, run
-from tinynet.kernels.cpu.simd import TARGET, add, get, loads, outer_fma, pointer, splats, stores, zeros
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, splats, stores, zeros
+from tinynet.kernels.cpu.target import TARGET
 
 
 def multiply_adds(N, W, T):

@@ -7,36 +7,38 @@ only removes a rounding. Sums that a loop carries in one scalar (dot products) a
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-import time
-from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 
 import numba
 import numpy as np
 from numba.core import event
 
+from tinynet.kernels.cpu.objects import announced
+
 _SETTINGS = dict(cache=True, nogil=True, error_model="numpy")
 
 # A loop body that other kernels call, compiled into them.
-inline = numba.njit(fastmath={"contract"}, **_SETTINGS)
+inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_SETTINGS)
 
-# numba's workqueue, which it takes where there is no OpenMP, ends the process when two Python threads
-# launch at once: there, one waits for the other. (Asking for the number of threads loads the layer.)
-numba.get_num_threads()
-_one_at_a_time = threading.Lock() if numba.threading_layer() == "workqueue" else None
+
+@cache
+def _one_at_a_time() -> threading.Lock | None:
+    """numba's workqueue, which it takes where there is no OpenMP, ends the process when two Python threads launch at once:
+    there, one waits for the other."""
+    numba.get_num_threads()  # loads the layer
+    return threading.Lock() if numba.threading_layer() == "workqueue" else None
 
 
 def launched_safely(kernel):
     """The kernel, which two Python threads may launch at once."""
-    if _one_at_a_time is None:
+    lock = _one_at_a_time()
+    if lock is None:
         return kernel
 
     @wraps(kernel)
     def launch(*arguments):
-        with _one_at_a_time:
+        with lock:
             return kernel(*arguments)
 
     return launch
@@ -70,25 +72,8 @@ def chunks(count: int, least: int) -> int:
     return max(1, min(32, count // max(least, 1)))
 
 
-@contextmanager
-def announced(what: str):
-    """Says on stderr what is compiled inside, and how long it took: the first call of a kernel is slow only once."""
-    began = time.perf_counter()
-    _say(f"tinynet: compiling {what} (once; it is kept on disk) ...")
-    try:
-        yield
-    finally:
-        _say(f" {time.perf_counter() - began:.1f} s\n")
-
-
-def _say(text: str) -> None:
-    if os.environ.get("TINYNET_QUIET") != "1":
-        sys.stderr.write(text)
-        sys.stderr.flush()
-
-
 class _Listener(event.Listener):
-    """Announces what numba compiles of ours; kernels that are compiled into another belong to that one."""
+    """Announces what numba compiles of ours."""
 
     def __init__(self):
         self.open: list = []
@@ -99,14 +84,11 @@ class _Listener(event.Listener):
             super().notify(happened)
 
     def on_start(self, happened):
-        self.open.append(announced(_title(happened)) if not self.open else None)
-        if self.open[-1] is not None:
-            self.open[-1].__enter__()
+        self.open.append(announced(_title(happened)))
+        self.open[-1].__enter__()
 
     def on_end(self, happened):
-        ended = self.open.pop()
-        if ended is not None:
-            ended.__exit__(None, None, None)
+        self.open.pop().__exit__(None, None, None)
 
 
 def _title(happened) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, named
-from tinynet.kernels.cpu.simd import TARGET
+from tinynet.kernels.cpu.target import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
 A, B, C = (i * STAND_IN for i in (1, 2, 3))  # where a call's arrays lie (program.Prepared)

@@ -8,7 +8,7 @@ from tinynet.kernels.cpu import layers, tiles
 from tinynet.kernels.cpu.fuse import Unit
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
-from tinynet.kernels.cpu.simd import TARGET
+from tinynet.kernels.cpu.target import TARGET
 
 SMALL = 256 << 10  # bytes of a dense layer's weights that stay in the cache, image after image
 HYPER = 16  # numbers of an optimiser (float64), for each parameter

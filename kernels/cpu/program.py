@@ -16,194 +16,68 @@ gives the same bits on any number of threads.
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections import namedtuple
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core.ccallback import CFunc
-from numba.core.typing import signature
-from numba.extending import intrinsic
 
-from tinynet.kernels.cpu import simd, threads
-from tinynet.kernels.cpu.jit import announced
-from tinynet.kernels.cpu.threads import ASLEEP, GENERATION, INSIDE, JOB, OPEN, atomic_add, atomic_get, atomic_swap, give_way, peek, poke
-
-ROW = 48  # numbers in a row of a table: the kernel's address, then what it reads
-_ABI = signature(types.void, types.CPointer(types.int64), *[types.int64] * 5)
-# What numba's cache can't see: what kernels take from other files, and the vectors that were asked for.
-_STAMP = hashlib.sha256(b"".join(Path(simd.__file__).with_name(n).read_bytes() for n in ("simd.py", "tiles.py")) + simd.TARGET.name.encode()).hexdigest()[:8]
-_kept: list[CFunc] = []  # compiled code lives as long as its CFunc
-
-
-class _Kernel(CFunc):
-    def _compile_uncached(self):
-        with announced(f"{self.__name__} for the CPU"):
-            return super()._compile_uncached()
+from tinynet.kernels.cpu import objects, threads
+from tinynet.kernels.cpu.rows import FIRST, HEAD, ROW, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
+from tinynet.kernels.cpu.target import LINE, lines  # noqa: F401  (lines: as above)
 
 
 @cache
 def compiled(factory, *constants) -> int:
-    """The address of the kernel that factory(*constants) makes; compiled once, then from disk.
+    """The address of the kernel that factory(*constants) makes; compiled once, then from disk (objects.py).
 
-    constants: ints and numpy's float types. (numba keys its cache on them, and on the name: so a name says
-    all, or two kernels on disk would be taken for each other.)
+    constants: ints and numpy's float types. With the factory's name and its file they say all that the kernel is made of.
     """
-    function = factory(*constants)
-    words = [factory.__name__, *(c.__name__ if isinstance(c, type) else str(c) for c in constants)]
-    function.__name__ = "_".join(words)
-    function.__qualname__ = f"{function.__name__}_{_STAMP}"
-    kernel = _Kernel(function, (_ABI.args, _ABI.return_type), {}, {"error_model": "numpy", "nopython": True})
-    kernel.enable_caching()
-    kernel.compile()
-    _kept.append(kernel)
-    return kernel.address
+    source = factory.source if isinstance(factory, Factory) else Path(factory.__code__.co_filename)
+    name = factory.name if isinstance(factory, Factory) else factory.__name__
+    words = [f"{source.stem}.{name}", *(c.__name__ if isinstance(c, type) else str(c) for c in constants)]
 
+    def make(symbol: str):
+        from tinynet.kernels.cpu import compiler
 
-def row(address: int, *numbers: int) -> list[int]:
-    return [address, *numbers, *[0] * (ROW - 1 - len(numbers))]
+        return compiler.kernel(factory(*constants), symbol)
 
-
-def fields(names: str):
-    """The numbers of a kernel's row by name: `F = fields("rows columns ...")`, and in the kernel `get(row, F.rows)`."""
-    words = names.split()
-    assert len(words) < ROW and len(set(words)) == len(words), f"{len(words)} numbers, or one twice"
-    return namedtuple("Fields", words)(*range(len(words)))
-
-
-def named(address: int, names, numbers: dict) -> list:
-    """A row whose numbers are given by name; what is not given is 0.
-
-    `numbers` may give a whole place in memory under one name: a tuple stands for that number and the ones that follow it.
-    """
-    found = [0] * (ROW - 1)
-    for name, value in numbers.items():
-        at = getattr(names, name)
-        for i, number in enumerate(value if isinstance(value, tuple) else (value,)):
-            found[at + i] = number
-    return [address, *found]
-
-
-@intrinsic
-def _call(typing, row, image, slot, chunk, share, shares):
-    """Calls the kernel whose row begins at the address `row`."""
-
-    def generate(context, builder, signature, arguments):
-        row, *numbers = arguments
-        i64 = ir.IntType(64)
-        start = builder.inttoptr(row, i64.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), *[i64] * 5])
-        function = builder.inttoptr(builder.load(start), kind.as_pointer())
-        builder.call(function, [builder.gep(start, [ir.Constant(i64, 1)]), *numbers])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 6), generate
+    return objects.address("_".join(words), source, make)
 
 
 # --- playing one ----------------------------------------------------------------------------------------
-# A table in memory: the number of phases, then HEAD numbers for each, then the rows of all.
-
-HEAD = 8  # of a phase: the address of its first row, rows, images, chunks, shares; how many parts are taken, and done
-_FIRST, _ROWS, _IMAGES, _CHUNKS, _SHARES, _TAKEN, _DONE = range(7)
-_WAIT = 2_000  # looks before a waiting thread offers its processor to others
 
 
-@njit(nogil=True)
-def _play(table, slot):
-    for p in range(peek(table, 0)):
-        phase = table + 8 * (1 + p * HEAD)
-        first, rows, images = peek(phase, _FIRST), peek(phase, _ROWS), peek(phase, _IMAGES)
-        chunks, shares = peek(phase, _CHUNKS), peek(phase, _SHARES)
-        while True:
-            part = atomic_add(phase, _TAKEN, 1)
-            if part >= chunks * shares:
-                break
-            chunk, share = part // shares, part % shares
-            for image in range(images * chunk // chunks, images * (chunk + 1) // chunks):
-                for r in range(rows):
-                    _call(first + 8 * ROW * r, image, slot, chunk, share, shares)
-            atomic_add(phase, _DONE, 1)
-        looks = 0
-        while atomic_get(phase, _DONE) < chunks * shares:
-            looks += 1
-            if looks > _WAIT:
-                give_way()
+@cache
+def _players() -> SimpleNamespace:
+    """The functions of players.py by name."""
+    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4).items()})
 
 
-@njit(nogil=True, cache=True)
-def _serve(board, slot, seen, patience):
-    """What a worker does until it has waited for too long; the last program that it saw."""
-    looks = 0
-    while True:
-        generation = atomic_get(board, GENERATION)
-        if generation == seen:
-            looks += 1
-            if looks % 256 == 0:
-                give_way()  # other libraries' threads may want this processor
-            if looks > patience:
-                if threads.drowsy(board, slot, seen):
-                    return seen
-                looks = 0
-            continue
-        seen, looks = generation, 0
-        # First inside, then look whether it is open: the caller closes first, then looks who is inside.
-        atomic_add(board, INSIDE, 1)
-        if atomic_get(board, OPEN) > slot:
-            _play(peek(board, JOB), slot)
-        atomic_add(board, INSIDE, -1)
+def _player(name: str, count: int):
+    """A function of players.py with so many arguments."""
 
+    def make(symbol: str):
+        from tinynet.kernels.cpu import compiler, players
 
-@njit(nogil=True, cache=True)
-def _reset(table):
-    for p in range(peek(table, 0)):
-        poke(table, 1 + p * HEAD + _TAKEN, 0)
-        poke(table, 1 + p * HEAD + _DONE, 0)
+        return compiler.for_python(getattr(players, name), count, symbol)
 
-
-@njit(nogil=True, cache=True)
-def _alone(table):
-    _reset(table)
-    _play(table, 0)
-
-
-@njit(nogil=True, cache=True)
-def _offer(board, table, slots):
-    """Puts a program on the board. How many workers sleep: they must be woken for it."""
-    _reset(table)
-    poke(board, JOB, table)
-    atomic_swap(board, OPEN, slots)
-    atomic_add(board, GENERATION, 1)
-    asleep = 0
-    for slot in range(1, slots):
-        asleep += atomic_get(board, ASLEEP + 8 * slot)
-    return asleep
-
-
-@njit(nogil=True, cache=True)
-def _lead(board, table):
-    """Plays along until the program is over, and every worker has left it."""
-    _play(table, 0)
-    atomic_swap(board, OPEN, 0)
-    while atomic_get(board, INSIDE) > 0:
-        give_way()
+    return objects.python_function(name, objects.address(f"players.{name}", objects.FOLDER / "players.py", make))
 
 
 def play(table: int, slots: int) -> None:
     """Plays the table at an address on at most `slots` threads; its kernels see slots below that number."""
-    pool = threads.pool()
+    pool, players = threads.pool(), _players()
     if slots == 1 or not pool.mutex.acquire(False):
-        _alone(table)  # other Python threads have the workers
+        players.alone(table)  # other Python threads have the workers
         return
     try:
         if len(pool.beds) < slots - 1:
-            pool.grow(slots - 1, _serve)
-        if _offer(pool.address, table, slots):
-            pool.wake(slots - 1)
-        _lead(pool.address, table)
+            pool.grow(slots - 1, players.serve)
+        if players.offer(pool.address, table, slots):
+            pool.wake(slots - 1, players.rouse)
+        players.lead(pool.address, table)
     finally:
         pool.mutex.release()
 
@@ -267,7 +141,7 @@ class Prepared:
         table = self.template.copy()
         moved = address_of(table) - address_of(self.template)
         for p in range(self.phases):
-            table[1 + p * HEAD + _FIRST] += moved
+            table[1 + p * HEAD + FIRST] += moved
         return table, address_of(table)
 
 
@@ -276,7 +150,6 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
-LINE = 64  # bytes of a cache line
 
 
 def scratch(elements: int, dtype) -> np.ndarray:
@@ -291,9 +164,3 @@ def scratch(elements: int, dtype) -> np.ndarray:
 
 def address_of(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
-
-
-def lines(elements: int, dtype) -> int:
-    """`elements`, rounded up to whole cache lines."""
-    per_line = LINE // np.dtype(dtype).itemsize
-    return -(-elements // per_line) * per_line

@@ -18,93 +18,18 @@ Next on the walk: program.py.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from functools import cache
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+
+from tinynet.kernels.cpu.objects import numba_setting
+from tinynet.kernels.cpu.rows import ASLEEP
 
 PATIENCE = 60_000  # looks at the board, of some nanoseconds each, before a worker sleeps: longer, and it stands in the way of other libraries' threads
 
-# --- atomic steps on memory ---------------------------------------------------------------------------
-
-
-def _place(builder, address, index):
-    return builder.gep(builder.inttoptr(address, ir.IntType(64).as_pointer()), [index])
-
-
-def _atomic(operation: str, text: str):
-    def typed(typing, address, index, value):
-        def generate(context, builder, signature, arguments):
-            address, index, value = arguments
-            return builder.atomic_rmw(operation, _place(builder, address, index), value, "seq_cst")
-
-        return types.int64(types.int64, types.int64, types.int64), generate
-
-    typed.__name__, typed.__doc__ = f"atomic_{operation}", text
-    return intrinsic(typed)
-
-
-atomic_add = _atomic("add", "Adds to the int64 at address[index]; what was there before.")
-atomic_swap = _atomic("xchg", "Puts a value at address[index]; what was there before.")
-
-
-@intrinsic
-def atomic_get(typing, address, index):
-    """The int64 at address[index], as the latest writer left it."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load_atomic(_place(builder, *arguments), "seq_cst", 8)
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def peek(typing, address, index):
-    """The int64 at address[index]."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.load(_place(builder, *arguments))
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def poke(typing, address, index, value):
-    """address[index] = value"""
-
-    def generate(context, builder, signature, arguments):
-        builder.store(arguments[2], _place(builder, arguments[0], arguments[1]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), generate
-
-
-# Gives the processor to another thread: the one that we wait for may have none.
-give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
-
-# --- the board: what workers and the caller tell each other -------------------------------------------------
-
-# each on a cache line of its own
-GENERATION, OPEN, INSIDE, JOB, ASLEEP = 0, 8, 16, 24, 32  # ASLEEP: one line a worker from here on
-
 _MOST = 256
-
-
-@numba.njit(nogil=True, cache=True)
-def _rouse(board, slot):
-    """Whether the worker sleeps, or is about to: then the one who asks must release its lock."""
-    return atomic_swap(board, ASLEEP + 8 * slot, 0)
-
-
-@numba.njit(nogil=True)
-def drowsy(board, slot, seen):
-    """A worker has waited long enough: whether it must now sleep on its lock. A program may have come that moment: then
-    either it takes its own name off again, or the caller already has, and will release the lock."""
-    atomic_swap(board, ASLEEP + 8 * slot, 1)
-    return atomic_get(board, GENERATION) == seen or atomic_swap(board, ASLEEP + 8 * slot, 0) == 0
 
 
 class _Pool:
@@ -123,9 +48,9 @@ class _Pool:
             self.beds.append(bed)
             threading.Thread(target=_work, args=(self, len(self.beds), bed, serve), daemon=True, name=f"tinynet-{len(self.beds)}").start()
 
-    def wake(self, workers: int) -> None:
+    def wake(self, workers: int, rouse) -> None:
         for slot, bed in enumerate(self.beds[:workers], 1):
-            if _rouse(self.address, slot):
+            if rouse(self.address, slot):
                 bed.release()
 
 
@@ -155,4 +80,15 @@ if hasattr(os, "register_at_fork"):
 
 def count() -> int:
     """How many threads programs run on: numba's setting (NUMBA_NUM_THREADS, numba.set_num_threads)."""
-    return min(numba.get_num_threads(), _MOST)
+    if "numba" in sys.modules:
+        import numba
+
+        return min(numba.get_num_threads(), _MOST)
+    return min(_count_at_start(), _MOST)
+
+
+@cache
+def _count_at_start() -> int:
+    """What numba would say if it were imported now."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(numba_setting("NUM_THREADS") or there)

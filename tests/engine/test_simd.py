@@ -13,6 +13,7 @@ from kernels_by_hand import assert_same
 from tinynet.kernels.cpu import simd, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch
 from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
+from tinynet.kernels.cpu.target import TARGET
 
 DTYPES = [np.float32, np.float64]
 WIDTHS = [2, 4, 8, 16]
@@ -264,7 +265,7 @@ def test_tiles_that_do_not_fit_are_refused_when_the_kernel_is_compiled():
 def test_chosen_tiles_fit_into_the_registers(dtype):
     for rows, columns, lanes in [(1, 1, 4), (6, 6, 16), (13, 13, 16), (16, 16, 64), (30, 30, 32), (3, 7, 100), (112, 112, 24)]:
         r, c, v, w = tiles.best(rows, columns, lanes, 288, 9, dtype)
-        assert r <= rows and c <= columns and v * w <= lanes and r * c * v + v < simd.TARGET.registers
+        assert r <= rows and c <= columns and v * w <= lanes and r * c * v + v < TARGET.registers
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])

@@ -223,7 +223,7 @@ for name in ("conv2d", "conv2d_dx", "conv2d_dw"):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_chosen_tiles_fit_into_the_registers_and_the_cache(dtype):
-    from tinynet.kernels.cpu.simd import TARGET
+    from tinynet.kernels.cpu.target import TARGET
 
     for rows, columns, channels, lanes in [(4, 4, 4, 4), (16, 16, 32, 64), (12, 12, 32, 16), (32, 32, 64, 64), (5, 90, 24, 40), (56, 56, 256, 256)]:
         for m in VARIANTS.values():

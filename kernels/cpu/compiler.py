@@ -1,0 +1,97 @@
+"""From a function to object code, by numba: imported when something is not on disk (objects.py).
+
+numba compiles a function for its own callers: with wrappers for Python and C, in an engine of its own, and with a way out
+for exceptions. A kernel has none of these. Its code is taken when it is complete and not yet optimised, gets one entry with
+a plain C signature, and everything else becomes private to it: so LLVM optimises once, what was inlined is
+dropped, and nothing in the object file can meet its namesake in another.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, registry
+from numba.core.compiler import Compiler
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.dispatcher import _FunctionCompiler
+
+_I64 = ir.IntType(64)
+_OBJECT = ir.IntType(8).as_pointer()
+
+
+class _Bare(_FunctionCompiler):
+    """numba's compiler of one function, which leaves out wrappers and does not finish."""
+
+    def _customize_flags(self, flags):
+        flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+        return flags
+
+
+def kernel(function, symbol: str) -> tuple[bytes, list[str]]:
+    """function(row, image, slot, chunk, share, shares) as void symbol(int64 *row, int64 image, ...)."""
+    arguments = [types.CPointer(types.int64), *[types.int64] * 5]
+    return _compiled(function, arguments, types.none, symbol, _called_from_c)
+
+
+def for_python(function, count: int, symbol: str) -> tuple[bytes, list[str]]:
+    """A function of `count` int64 that returns int64, as symbol(self, arguments, count) of Python's METH_FASTCALL. Python's lock
+    is released while it runs."""
+    return _compiled(function, [types.int64] * count, types.int64, symbol, _called_from_python)
+
+
+def _compiled(function, arguments: list, result, symbol: str, entry) -> tuple[bytes, list[str]]:
+    """(object code, names of the functions outside that it calls)."""
+    with global_compiler_lock:
+        options = {"error_model": "numpy", "nopython": True}
+        found = _Bare(function, registry.cpu_target, options, {}, Compiler).compile(tuple(arguments), result)
+        library, context = found.library, found.target_context
+        outer = library.create_ir_module(symbol)
+        native = ir.Function(outer, context.call_conv.get_function_type(found.fndesc.restype, found.fndesc.argtypes), found.fndesc.llvm_func_name)
+
+        def call(builder, values):
+            status, value = context.call_conv.call_function(builder, native, found.fndesc.restype, found.fndesc.argtypes, values)
+            with builder.if_then(status.is_error, likely=False):
+                # Only a step of 0 in a `range` gets here: a mistake in a planner, which nobody could catch on this thread.
+                builder.call(builder.module.declare_intrinsic("llvm.trap", (), ir.FunctionType(ir.VoidType(), ())), [])
+                builder.unreachable()
+            return value
+
+        entry(outer, symbol, [context.get_value_type(a) for a in arguments], call)
+        library.add_ir_module(outer)
+        module = library._final_module
+        for other in dict.fromkeys(library._linking_libraries):
+            module.link_in(other._get_module_for_linking(), preserve=True)
+        for part in (*module.functions, *module.global_variables):
+            if not part.is_declaration and part.name != symbol:
+                part.linkage = "internal"
+        library._optimize_final_module()
+        module.verify()
+        needs = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
+        return library.codegen._tm.emit_object(module), needs
+
+
+def _called_from_c(module, symbol: str, kinds: list, call) -> None:
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), kinds), symbol)
+    builder = ir.IRBuilder(function.append_basic_block())
+    call(builder, function.args)
+    builder.ret_void()
+
+
+def _called_from_python(module, symbol: str, kinds: list, call) -> None:
+    function = ir.Function(module, ir.FunctionType(_OBJECT, [_OBJECT, _OBJECT.as_pointer(), _I64]), symbol)
+    builder = ir.IRBuilder(function.append_basic_block())
+
+    def python(name: str, result, *values):
+        return builder.call(cgutils.get_or_insert_function(module, ir.FunctionType(result, [v.type for v in values]), name), values)
+
+    _, given, count = function.args
+    with builder.if_then(builder.icmp_signed("!=", count, _I64(len(kinds))), likely=False):
+        python("PyErr_BadArgument", ir.IntType(32))
+        builder.ret(_OBJECT(None))
+    values = [python("PyLong_AsLongLong", _I64, builder.load(builder.gep(given, [_I64(i)]))) for i in range(len(kinds))]
+    with builder.if_then(builder.icmp_unsigned("!=", python("PyErr_Occurred", _OBJECT), _OBJECT(None)), likely=False):
+        builder.ret(_OBJECT(None))
+    state = python("PyEval_SaveThread", _OBJECT)
+    value = call(builder, values)
+    python("PyEval_RestoreThread", ir.VoidType(), state)
+    builder.ret(python("PyLong_FromLongLong", _OBJECT, value))

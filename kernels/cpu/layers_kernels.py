@@ -1,0 +1,575 @@
+"""The code of the kernels of layers.py, which says what their rows hold. Imported when one must be compiled."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tinynet.kernels.cpu.jit import inline
+from tinynet.kernels.cpu.layers import BRING, COMBINE, FEATURES, FILL, PACK, POOL, ROWS, SPREAD, TURN, UPDATE
+from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, zeros
+from tinynet.kernels.cpu.tiles import CONV, DW
+from tinynet.kernels.cpu.tiles_kernels import copy, place, transpose
+
+# --- into the program's memory, and out of it -----------------------------------------------------------------
+
+
+def bring(T):
+    """Runs of numbers that lie side by side, from one place to another: planes x rows of them."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, run = get(row, BRING.rows), get(row, BRING.run)
+        x, x_plane, x_row = place(row, BRING.x, image, slot, T), get(row, BRING.x_plane), get(row, BRING.x_row)
+        y, y_plane, y_row = place(row, BRING.y, image, slot, T), get(row, BRING.y_plane), get(row, BRING.y_row)
+        all_rows = get(row, BRING.planes) * rows
+        for r in range(all_rows * share // shares, all_rows * (share + 1) // shares):
+            copy(x, r // rows * x_plane + r % rows * x_row, y, r // rows * y_plane + r % rows * y_row, run)
+
+    return kernel
+
+
+def turn(T):
+    """y[c, r] = x[r, c] in each of `rows` rows of an image: channels come together, or are taken apart again.
+
+    mask: where it is not > 0, y becomes 0.
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, high, wide = get(row, TURN.rows), get(row, TURN.high), get(row, TURN.wide)
+        x, x_row, x_step = place(row, TURN.x, image, slot, T), get(row, TURN.x_row), get(row, TURN.x_step)
+        y, y_row, y_step = place(row, TURN.y, image, slot, T), get(row, TURN.y_row), get(row, TURN.y_step)
+        mask, passed = get(row, TURN.mask), place(row, TURN.mask, image, slot, T)
+        for i in range(rows * share // shares, rows * (share + 1) // shares):
+            transpose(x, i * x_row, x_step, y, i * y_row, y_step, high, wide)
+            if mask != 0:
+                for c in range(wide):
+                    at, by = i * y_row + c * y_step, i * get(row, TURN.mask_row) + c * get(row, TURN.mask_step)
+                    for r in range(high):
+                        if not get(passed, by + r) > 0:
+                            put(y, at + r, 0.0)
+
+    return kernel
+
+
+def fill(T):
+    """Zeros: where sums begin."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        count, y = get(row, FILL.count), place(row, FILL.y, image, slot, T)
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            put(y, i, 0.0)
+
+    return kernel
+
+
+def pack(T):
+    """Weights in the order in which tiles read them: y[o, i, column, row] = w[o, i, row, column] for outer x inner matrices."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        inner, rows, columns = get(row, PACK.inner), get(row, PACK.rows), get(row, PACK.columns)
+        w, y = pointer(get(row, PACK.w), T), pointer(get(row, PACK.y), T)
+        count = get(row, PACK.outer) * inner
+        for n in range(count * share // shares, count * (share + 1) // shares):
+            o, i = n // inner, n % inner
+            transpose(w, o * get(row, PACK.w_outer) + i * get(row, PACK.w_inner), get(row, PACK.w_row), y, o * get(row, PACK.y_outer) + i * get(row, PACK.y_inner), get(row, PACK.y_step), rows, columns)
+
+    return kernel
+
+
+# --- depthwise convolution ----------------------------------------------------------------------------------------
+
+
+def depthwise(R, C, V, W, STEP, T):
+    """Each channel with a filter of its own: as tiles.conv, but lanes of x meet lanes of w, (taps, channels)."""
+    N, LANES = R * C * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, columns, lanes = get(row, CONV.outputs), get(row, CONV.columns), get(row, CONV.lanes)
+        taps_a, taps_b, ta, tb, wa, wb = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.wa), get(row, CONV.wb)
+        iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
+        x, w, bias, y = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias), place(row, CONV.y, image, slot, T)
+        add_to, before, before_y, before_x = get(row, CONV.add), place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
+        mask, passed, passed_y, passed_x = get(row, CONV.mask), place(row, CONV.mask, image, slot, T), get(row, CONV.mask_y), get(row, CONV.mask_x)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        for o in range(0, lanes, LANES):
+            o = min(o, lanes - LANES)
+            for i in range(begin, end, R):
+                i = min(i, end - R)
+                for j in range(0, columns, C):
+                    j = min(j, columns - C)
+                    acc = zeros(y, N, W)
+                    for a in range(taps_a):
+                        for b in range(taps_b):
+                            at, v = i * iy + j * ix + a * ta + b * tb + o, a * wa + b * wb + o
+                            if STEP:
+                                acc = each_fma(acc, loads(x, at, R, iy, C, STEP, V, W), loads(w, v, 1, 0, 1, 0, V, W))
+                            else:
+                                acc = each_fma(acc, loads(x, at, R, iy, C, ix, V, W), loads(w, v, 1, 0, 1, 0, V, W))
+                    if bias != 0:
+                        acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                    if add_to != 0:
+                        acc = add(acc, loads(before, i * before_y + j * before_x + o, R, before_y, C, before_x, V, W))
+                    if get(row, CONV.relu) != 0:
+                        acc = relu(acc)
+                    if mask != 0:
+                        acc = kept(acc, loads(passed, i * passed_y + j * passed_x + o, R, passed_y, C, passed_x, V, W))
+                    stores(y, i * oy + j * ox + o, R, oy, C, ox, V, W, acc)
+
+    return kernel
+
+
+def depthwise_dw(WIDE, V, W, T):
+    """The taps of a row times V * W channels: sums over an image's pixels, added to the chunk's (as tiles.conv_dw)."""
+    N, LANES = WIDE * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        height, columns, outer, length, lanes = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.length), get(row, DW.lanes)
+        ta, tj, iy, ix, gy, gx = get(row, DW.ta), get(row, DW.tj), get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
+        x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
+        partial, unit = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T), 0
+        for o in range(0, lanes, LANES):
+            o = min(o, lanes - LANES)
+            for a in range(outer):
+                for t in range(0, length, WIDE):
+                    if unit % shares == share:
+                        at, acc = a * ta + min(t, length - WIDE) * tj + o, zeros(partial, N, W)
+                        for i in range(height):
+                            p, q = at + i * iy, i * gy + o
+                            for j in range(columns):
+                                acc = each_fma(acc, loads(x, p, 1, 0, WIDE, tj, V, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                p += ix
+                                q += gx
+                        d = unit * N * W
+                        stores(partial, d, 1, 0, WIDE, LANES, V, W, add(acc, loads(partial, d, 1, 0, WIDE, LANES, V, W)))
+                    unit += 1
+
+    return kernel
+
+
+# --- pooling ---------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _inside(first, step, count, size):
+    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
+    low = 0 if first >= 0 else (-first + step - 1) // step
+    return low, max(low, min(count, (size - first + step - 1) // step))
+
+
+@inline
+def _counted(first, count, inside, size, after, average):
+    """How many places of a window along one axis an average is over."""
+    return inside if average == 2 else min(first + count, size + after) - first
+
+
+def pool(W, T):
+    """The maximum or the average of each window; channels in the lanes."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes, average = get(row, POOL.rows), get(row, POOL.columns), get(row, POOL.lanes), get(row, POOL.average)
+        height, width, kr, kc = get(row, POOL.height), get(row, POOL.width), get(row, POOL.kr), get(row, POOL.kc)
+        sr, sc, dr, dc, top, left = get(row, POOL.sr), get(row, POOL.sc), get(row, POOL.dr), get(row, POOL.dc), get(row, POOL.top), get(row, POOL.left)
+        x, x_y, x_x = place(row, POOL.x, image, slot, T), get(row, POOL.x_y), get(row, POOL.x_x)
+        y, y_y, y_x = place(row, POOL.y, image, slot, T), get(row, POOL.y_y), get(row, POOL.y_x)
+        for i in range(rows * share // shares, rows * (share + 1) // shares):
+            h = i * sr - top
+            u0, u1 = _inside(h, dr, kr, height)
+            for j in range(columns):
+                l = j * sc - left
+                v0, v1 = _inside(l, dc, kc, width)
+                for o in range(0, lanes, W):
+                    o = min(o, lanes - W)
+                    if average == 0:
+                        acc = full(y, T(-math.inf), 1, W)
+                        for u in range(u0, u1):
+                            for v in range(v0, v1):
+                                acc = maximum(acc, loads(x, (h + u * dr) * x_y + (l + v * dc) * x_x + o, 1, 0, 1, 0, 1, W))
+                    else:
+                        acc = zeros(y, 1, W)
+                        for u in range(u0, u1):
+                            for v in range(v0, v1):
+                                acc = add(acc, loads(x, (h + u * dr) * x_y + (l + v * dc) * x_x + o, 1, 0, 1, 0, 1, W))
+                        count = _counted(h, kr, u1 - u0, height, get(row, POOL.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, POOL.right), average)
+                        acc = divide(acc, full(y, T(max(count, 1)), 1, W))
+                    stores(y, i * y_y + j * y_x + o, 1, 0, 1, 0, 1, W, acc)
+
+    return kernel
+
+
+def pool_back(W, T):
+    """The images' gradient. The maximum's goes to the first place that equals it, which is looked for again: nothing need be kept.
+
+    `add`: another gradient of the same images, from which to start. `mask`: x is ReLU's result, and this becomes its input's.
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes, average = get(row, POOL.rows), get(row, POOL.columns), get(row, POOL.lanes), get(row, POOL.average)
+        height, width, kr, kc = get(row, POOL.height), get(row, POOL.width), get(row, POOL.kr), get(row, POOL.kc)
+        sr, sc, dr, dc, top, left = get(row, POOL.sr), get(row, POOL.sc), get(row, POOL.dr), get(row, POOL.dc), get(row, POOL.top), get(row, POOL.left)
+        x, x_y, x_x = place(row, POOL.x, image, slot, T), get(row, POOL.x_y), get(row, POOL.x_x)
+        y, y_y, y_x = place(row, POOL.y, image, slot, T), get(row, POOL.y_y), get(row, POOL.y_x)
+        dy, dy_y, dy_x = place(row, POOL.dy, image, slot, T), get(row, POOL.dy_y), get(row, POOL.dy_x)
+        dx, dx_y, dx_x = place(row, POOL.dx, image, slot, T), get(row, POOL.dx_y), get(row, POOL.dx_x)
+        add_to, before, before_y, before_x = get(row, POOL.add), place(row, POOL.add, image, slot, T), get(row, POOL.add_y), get(row, POOL.add_x)
+        blocks = lanes // W  # windows overlap, so threads share the channels
+        for block in range(blocks * share // shares, blocks * (share + 1) // shares):
+            o = block * W
+            for h in range(height):
+                for l in range(width):
+                    start = zeros(dx, 1, W)
+                    if add_to != 0:
+                        start = loads(before, h * before_y + l * before_x + o, 1, 0, 1, 0, 1, W)
+                    stores(dx, h * dx_y + l * dx_x + o, 1, 0, 1, 0, 1, W, start)
+            for i in range(rows):
+                h = i * sr - top
+                u0, u1 = _inside(h, dr, kr, height)
+                for j in range(columns):
+                    l = j * sc - left
+                    v0, v1 = _inside(l, dc, kc, width)
+                    rest = loads(dy, i * dy_y + j * dy_x + o, 1, 0, 1, 0, 1, W)
+                    if average != 0:
+                        count = _counted(h, kr, u1 - u0, height, get(row, POOL.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, POOL.right), average)
+                        rest = divide(rest, full(dx, T(max(count, 1)), 1, W))
+                    best = loads(y, i * y_y + j * y_x + o, 1, 0, 1, 0, 1, W)
+                    for u in range(u0, u1):
+                        for v in range(v0, v1):
+                            to = (h + u * dr) * dx_y + (l + v * dc) * dx_x + o
+                            hit = rest
+                            if average == 0:
+                                hit, rest = first_hit(rest, loads(x, (h + u * dr) * x_y + (l + v * dc) * x_x + o, 1, 0, 1, 0, 1, W), best)
+                            stores(dx, to, 1, 0, 1, 0, 1, W, add(hit, loads(dx, to, 1, 0, 1, 0, 1, W)))
+            if get(row, POOL.mask) != 0:
+                for h in range(height):
+                    for l in range(width):
+                        to = h * dx_y + l * dx_x + o
+                        stores(dx, to, 1, 0, 1, 0, 1, W, kept(loads(dx, to, 1, 0, 1, 0, 1, W), loads(x, h * x_y + l * x_x + o, 1, 0, 1, 0, 1, W)))
+
+    return kernel
+
+
+def spread(W, T):
+    """The gradient of tiles.conv_pool's convolution: each dy goes to the winner of its 2 x 2 window, the others get 0.
+    The sum over the image's pixels, which is the bias' gradient, is taken on the way."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes = get(row, SPREAD.rows), get(row, SPREAD.columns), get(row, SPREAD.lanes)
+        dy, dy_y, dy_x = place(row, SPREAD.dy, image, slot, T), get(row, SPREAD.dy_y), get(row, SPREAD.dy_x)
+        winner, winner_y, winner_x = place(row, SPREAD.winner, image, slot, T), get(row, SPREAD.winner_y), get(row, SPREAD.winner_x)
+        dz, dz_y, dz_x = place(row, SPREAD.dz, image, slot, T), get(row, SPREAD.dz_y), get(row, SPREAD.dz_x)
+        partial = pointer(get(row, SPREAD.sums) + chunk * get(row, SPREAD.sums_chunk), T)
+        blocks = lanes // W
+        for block in range(blocks * share // shares, blocks * (share + 1) // shares):
+            o, total = block * W, zeros(dz, 1, W)
+            for i in range(rows):
+                for j in range(columns):
+                    g = loads(dy, i * dy_y + j * dy_x + o, 1, 0, 1, 0, 1, W)
+                    found = loads(winner, i * winner_y + j * winner_x + o, 1, 0, 1, 0, 1, W)
+                    to = 2 * i * dz_y + 2 * j * dz_x + o
+                    first, second, third, fourth = if_equal(g, found, 0.0), if_equal(g, found, 1.0), if_equal(g, found, 2.0), if_equal(g, found, 3.0)
+                    stores(dz, to, 1, 0, 1, 0, 1, W, first)
+                    stores(dz, to + dz_x, 1, 0, 1, 0, 1, W, second)
+                    stores(dz, to + dz_y, 1, 0, 1, 0, 1, W, third)
+                    stores(dz, to + dz_y + dz_x, 1, 0, 1, 0, 1, W, fourth)
+                    # at most one of the four is not 0
+                    total = add(total, add(add(first, second), add(third, fourth)))
+            stores(partial, o, 1, 0, 1, 0, 1, W, add(total, loads(partial, o, 1, 0, 1, 0, 1, W)))
+
+    return kernel
+
+
+def channel_sums(W, T):
+    """The sum over an image's pixels of each channel, added to the chunk's: the bias' gradient."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes = get(row, SPREAD.rows), get(row, SPREAD.columns), get(row, SPREAD.lanes)
+        dy, dy_y, dy_x = place(row, SPREAD.dy, image, slot, T), get(row, SPREAD.dy_y), get(row, SPREAD.dy_x)
+        partial = pointer(get(row, SPREAD.sums) + chunk * get(row, SPREAD.sums_chunk), T)
+        blocks, whole = lanes // W, columns // 4 * 4
+        for block in range(blocks * share // shares, blocks * (share + 1) // shares):
+            o, four, one = block * W, zeros(dy, 4, W), zeros(dy, 1, W)  # four sums: an addition takes four cycles
+            for i in range(rows):
+                for j in range(0, whole, 4):
+                    four = add(four, loads(dy, i * dy_y + j * dy_x + o, 1, 0, 4, dy_x, 1, W))
+                for j in range(whole, columns):
+                    one = add(one, loads(dy, i * dy_y + j * dy_x + o, 1, 0, 1, 0, 1, W))
+            total = add(one, loads(partial, o, 1, 0, 1, 0, 1, W))
+            for vector in four:
+                total = add(total, (vector,))
+            stores(partial, o, 1, 0, 1, 0, 1, W, total)
+
+    return kernel
+
+
+# --- each number by itself ---------------------------------------------------------------------------------------------
+
+
+def combine(T):
+    """y = a + b (or a alone), then ReLU, then 0 where the mask is not > 0; each if its address or flag is there."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes = get(row, COMBINE.rows), get(row, COMBINE.columns), get(row, COMBINE.lanes)
+        a, y = place(row, COMBINE.a, image, slot, T), place(row, COMBINE.y, image, slot, T)
+        adds, b = get(row, COMBINE.b), place(row, COMBINE.b, image, slot, T)
+        masks, mask, relus = get(row, COMBINE.mask), place(row, COMBINE.mask, image, slot, T), get(row, COMBINE.relu)
+        for i in range(rows * share // shares, rows * (share + 1) // shares):
+            for j in range(columns):
+                p, q = i * get(row, COMBINE.a_y) + j * get(row, COMBINE.a_x), i * get(row, COMBINE.b_y) + j * get(row, COMBINE.b_x)
+                to, by = i * get(row, COMBINE.y_y) + j * get(row, COMBINE.y_x), i * get(row, COMBINE.mask_y) + j * get(row, COMBINE.mask_x)
+                for o in range(lanes):
+                    value = get(a, p + o)
+                    if adds != 0:
+                        value = value + get(b, q + o)
+                    if relus != 0 and value < 0:
+                        value = T(0)
+                    if masks != 0 and not get(mask, by + o) > 0:
+                        value = T(0)
+                    put(y, to + o, value)
+
+    return kernel
+
+
+# --- rows: probabilities and losses ----------------------------------------------------------------------------------------
+
+
+@inline
+def _largest(x, count):
+    best = get(x, 0)
+    for j in range(1, count):
+        value = get(x, j)
+        if value > best or value != value:
+            best = value
+    return best
+
+
+def softmax(T):
+    """y_j = e^(x_j - m) / sum of e^(x_i - m), m the largest."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
+        m, total = _largest(x, count), T(0)
+        for j in range(count):
+            e = np.exp(get(x, j) - m)
+            put(y, j, e)
+            total += e
+        for j in range(count):
+            put(y, j, get(y, j) / total)
+
+    return kernel
+
+
+def softmax_back(T):
+    """dx_j = y_j (dy_j - sum of dy_i y_i)"""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        count, y = get(row, ROWS.count), place(row, ROWS.y, image, slot, T)
+        dy, dx, total = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T), T(0)
+        for j in range(count):
+            total += get(dy, j) * get(y, j)
+        for j in range(count):
+            put(dx, j, get(y, j) * (get(dy, j) - total))
+
+    return kernel
+
+
+def log_softmax(T):
+    """y_j = x_j - m - log(sum of e^(x_i - m)), m the largest."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
+        m, total = _largest(x, count), T(0)
+        for j in range(count):
+            total += np.exp(get(x, j) - m)
+        total = np.log(total)
+        for j in range(count):
+            put(y, j, (get(x, j) - m) - total)
+
+    return kernel
+
+
+def log_softmax_back(T):
+    """dx_j = dy_j - e^(y_j) sum of dy_i"""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        count, y = get(row, ROWS.count), place(row, ROWS.y, image, slot, T)
+        dy, dx, total = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T), T(0)
+        for j in range(count):
+            total += get(dy, j)
+        for j in range(count):
+            put(dx, j, get(dy, j) - np.exp(get(y, j)) * total)
+
+    return kernel
+
+
+def log(T):
+    """y_j = log(x_j)"""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
+        for j in range(count * share // shares, count * (share + 1) // shares):
+            put(y, j, np.log(get(x, j)))
+
+    return kernel
+
+
+def log_back(T):
+    """dx_j = dy_j / x_j"""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        count, x = get(row, ROWS.count), place(row, ROWS.x, image, slot, T)
+        dy, dx = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T)
+        for j in range(count * share // shares, count * (share + 1) // shares):
+            put(dx, j, get(dy, j) / get(x, j))
+
+    return kernel
+
+
+def nll_loss(T):
+    """loss = -x[target]; dx = -scale at the target, else 0. A target that is no class raises the fault: then no weight may change."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        count, x, dx, gradient = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.dx, image, slot, T), get(row, ROWS.dx)
+        scale = get(pointer(get(row, ROWS.scale), T), 0)
+        target = get(place(row, ROWS.target, image, slot, np.int64), 0)
+        if target < 0 or target >= count:
+            put(pointer(get(row, ROWS.fault), np.int64), 0, 1)
+            return
+        put(place(row, ROWS.loss, image, slot, T), 0, -get(x, target))
+        if gradient != 0:
+            for j in range(count):
+                put(dx, j, 0.0)
+            put(dx, target, -scale)
+
+    return kernel
+
+
+def cross_entropy(T):
+    """loss = -log softmax(x)[target]; dx = (softmax(x) - 1 at the target) * scale. The fault as in nll_loss."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        count, x, dx, gradient = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.dx, image, slot, T), get(row, ROWS.dx)
+        scale = get(pointer(get(row, ROWS.scale), T), 0)
+        target = get(place(row, ROWS.target, image, slot, np.int64), 0)
+        if target < 0 or target >= count:
+            put(pointer(get(row, ROWS.fault), np.int64), 0, 1)
+            return
+        m, total = _largest(x, count), T(0)
+        for j in range(count):
+            e = np.exp(get(x, j) - m)
+            total += e
+            if gradient != 0:
+                put(dx, j, e)
+        put(place(row, ROWS.loss, image, slot, T), 0, np.log(total) - (get(x, target) - m))
+        if gradient != 0:
+            for j in range(count):
+                put(dx, j, get(dx, j) / total * scale)
+            put(dx, target, get(dx, target) - scale)
+
+    return kernel
+
+
+def total(T):
+    """The sum of `count` numbers, each `y_image` bytes after the one before, times `scale`: the loss of a batch."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if share != 0:
+            return
+        found = T(0)
+        for n in range(get(row, ROWS.count)):
+            found += get(pointer(get(row, ROWS.loss) + n * get(row, ROWS.loss_image), T), 0)
+        put(pointer(get(row, ROWS.y), T), 0, found * get(pointer(get(row, ROWS.scale), T), 0))
+
+    return kernel
+
+
+def row_sums(T):
+    """The sum of `images` rows, each dy_row numbers after the one before: the gradient of a dense layer's bias from its dy,
+    and of a convolution's from the chunks' sums."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        count, images, dy, y = get(row, FEATURES.count), get(row, FEATURES.images), pointer(get(row, FEATURES.dy), T), pointer(get(row, FEATURES.y), T)
+        begin, end = count * share // shares, count * (share + 1) // shares
+        for j in range(begin, end):
+            put(y, j, get(dy, j))
+        for n in range(1, images):
+            at = n * get(row, FEATURES.dy_row)
+            for j in range(begin, end):
+                put(y, j, get(y, j) + get(dy, at + j))
+
+    return kernel
+
+
+# --- optimisers ------------------------------------------------------------------------------------------------------------
+
+
+def sgd(T):
+    """w -= lr * (g + decay * w). See optim.py. hyper: lr, decay."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if get(pointer(get(row, UPDATE.fault), np.int64), 0) != 0:
+            return
+        count, w, g, hyper = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.hyper), np.float64)
+        lr, decay = T(get(hyper, 0)), T(get(hyper, 1))
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            step = get(g, i) + decay * get(w, i) if decay != 0 else get(g, i)
+            put(w, i, get(w, i) - lr * step)
+
+    return kernel
+
+
+def momentum(T):
+    """g += decay * w;  v = momentum * v + g;  w -= lr * (g + momentum * v with Nesterov, else v). See optim.py.
+
+    hyper: lr, decay, momentum, nesterov. first: v.
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if get(pointer(get(row, UPDATE.fault), np.int64), 0) != 0:
+            return
+        count, w, g, v = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.first), T)
+        hyper = pointer(get(row, UPDATE.hyper), np.float64)
+        lr, decay, keeps, nesterov = T(get(hyper, 0)), T(get(hyper, 1)), T(get(hyper, 2)), get(hyper, 3)
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            step = get(g, i) + decay * get(w, i) if decay != 0 else get(g, i)
+            speed = keeps * get(v, i) + step
+            put(v, i, speed)
+            put(w, i, get(w, i) - lr * (step + keeps * speed if nesterov != 0 else speed))
+
+    return kernel
+
+
+def adam(T):
+    """m = b1 m + (1 - b1) g;  s = b2 s + (1 - b2) g^2;  w -= lr / c1 * m / (sqrt(s / c2) + eps), c = 1 - b^t. See optim.py.
+
+    hyper: lr / c1, c2, b1, b2, eps, what g gets of w (Adam), what w keeps (AdamW), 1 - b1, 1 - b2. first: m, second: s.
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        if get(pointer(get(row, UPDATE.fault), np.int64), 0) != 0:
+            return
+        count, w, g, m, s = get(row, UPDATE.count), pointer(get(row, UPDATE.w), T), pointer(get(row, UPDATE.g), T), pointer(get(row, UPDATE.first), T), pointer(get(row, UPDATE.second), T)
+        hyper = pointer(get(row, UPDATE.hyper), np.float64)
+        lr, c2, b1, b2, eps = T(get(hyper, 0)), T(get(hyper, 1)), T(get(hyper, 2)), T(get(hyper, 3)), T(get(hyper, 4))
+        decay, keeps, new1, new2 = T(get(hyper, 5)), T(get(hyper, 6)), T(get(hyper, 7)), T(get(hyper, 8))
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            value = get(w, i)
+            step = get(g, i) + decay * value if decay != 0 else get(g, i)
+            first = b1 * get(m, i) + new1 * step
+            second = b2 * get(s, i) + new2 * step * step
+            put(m, i, first)
+            put(s, i, second)
+            put(w, i, keeps * value - lr * first / (np.sqrt(second / c2) + eps))
+
+    return kernel

@@ -1,0 +1,183 @@
+"""The code of those who play programs (program.py): compiled like kernels, and called from Python. Imported when it must be compiled."""
+
+from __future__ import annotations
+
+import os
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tinynet.kernels.cpu.jit import inline
+from tinynet.kernels.cpu.rows import ASLEEP, CHUNKS, DONE, FIRST, GENERATION, HEAD, IMAGES, INSIDE, JOB, OPEN, ROW, ROWS, SHARES, TAKEN
+
+# --- atomic steps on memory ---------------------------------------------------------------------------
+
+
+def _place(builder, address, index):
+    return builder.gep(builder.inttoptr(address, ir.IntType(64).as_pointer()), [index])
+
+
+def _atomic(operation: str, text: str):
+    def typed(typing, address, index, value):
+        def generate(context, builder, signature, arguments):
+            address, index, value = arguments
+            return builder.atomic_rmw(operation, _place(builder, address, index), value, "seq_cst")
+
+        return types.int64(types.int64, types.int64, types.int64), generate
+
+    typed.__name__, typed.__doc__ = f"atomic_{operation}", text
+    return intrinsic(typed)
+
+
+atomic_add = _atomic("add", "Adds to the int64 at address[index]; what was there before.")
+atomic_swap = _atomic("xchg", "Puts a value at address[index]; what was there before.")
+
+
+@intrinsic
+def atomic_get(typing, address, index):
+    """The int64 at address[index], as the latest writer left it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load_atomic(_place(builder, *arguments), "seq_cst", 8)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def peek(typing, address, index):
+    """The int64 at address[index]."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(_place(builder, *arguments))
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def poke(typing, address, index, value):
+    """address[index] = value"""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[2], _place(builder, arguments[0], arguments[1]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def _call(typing, row, image, slot, chunk, share, shares):
+    """Calls the kernel whose row begins at the address `row`."""
+
+    def generate(context, builder, signature, arguments):
+        row, *numbers = arguments
+        i64 = ir.IntType(64)
+        start = builder.inttoptr(row, i64.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [i64.as_pointer(), *[i64] * 5])
+        function = builder.inttoptr(builder.load(start), kind.as_pointer())
+        builder.call(function, [builder.gep(start, [ir.Constant(i64, 1)]), *numbers])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+# Gives the processor to another thread: the one that we wait for may have none.
+give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+
+# --- playing a program ----------------------------------------------------------------------------------
+
+_WAIT = 2_000  # looks before a waiting thread offers its processor to others
+
+
+@inline
+def _play(table, slot):
+    for p in range(peek(table, 0)):
+        phase = table + 8 * (1 + p * HEAD)
+        first, rows, images = peek(phase, FIRST), peek(phase, ROWS), peek(phase, IMAGES)
+        chunks, shares = peek(phase, CHUNKS), peek(phase, SHARES)
+        while True:
+            part = atomic_add(phase, TAKEN, 1)
+            if part >= chunks * shares:
+                break
+            chunk, share = part // shares, part % shares
+            for image in range(images * chunk // chunks, images * (chunk + 1) // chunks):
+                for r in range(rows):
+                    _call(first + 8 * ROW * r, image, slot, chunk, share, shares)
+            atomic_add(phase, DONE, 1)
+        looks = 0
+        while atomic_get(phase, DONE) < chunks * shares:
+            looks += 1
+            if looks > _WAIT:
+                give_way()
+
+
+@inline
+def _reset(table):
+    for p in range(peek(table, 0)):
+        poke(table, 1 + p * HEAD + TAKEN, 0)
+        poke(table, 1 + p * HEAD + DONE, 0)
+
+
+def alone(table):
+    _reset(table)
+    _play(table, 0)
+    return 0
+
+
+def offer(board, table, slots):
+    """Puts a program on the board. How many workers sleep: they must be woken for it."""
+    _reset(table)
+    poke(board, JOB, table)
+    atomic_swap(board, OPEN, slots)
+    atomic_add(board, GENERATION, 1)
+    asleep = 0
+    for slot in range(1, slots):
+        asleep += atomic_get(board, ASLEEP + 8 * slot)
+    return asleep
+
+
+def lead(board, table):
+    """Plays along until the program is over, and every worker has left it."""
+    _play(table, 0)
+    atomic_swap(board, OPEN, 0)
+    while atomic_get(board, INSIDE) > 0:
+        give_way()
+    return 0
+
+
+# --- workers ----------------------------------------------------------------------------------------------
+
+
+def rouse(board, slot):
+    """Whether the worker sleeps, or is about to: then the one who asks must release its lock."""
+    return atomic_swap(board, ASLEEP + 8 * slot, 0)
+
+
+@inline
+def _drowsy(board, slot, seen):
+    """A worker has waited long enough: whether it must now sleep on its lock. A program may have come that moment: then
+    either it takes its own name off again, or the caller already has, and will release the lock."""
+    atomic_swap(board, ASLEEP + 8 * slot, 1)
+    return atomic_get(board, GENERATION) == seen or atomic_swap(board, ASLEEP + 8 * slot, 0) == 0
+
+
+def serve(board, slot, seen, patience):
+    """What a worker does until it has waited for too long; the last program that it saw."""
+    looks = 0
+    while True:
+        generation = atomic_get(board, GENERATION)
+        if generation == seen:
+            looks += 1
+            if looks % 256 == 0:
+                give_way()  # other libraries' threads may want this processor
+            if looks > patience:
+                if _drowsy(board, slot, seen):
+                    return seen
+                looks = 0
+            continue
+        seen, looks = generation, 0
+        # First inside, then look whether it is open: the caller closes first, then looks who is inside.
+        atomic_add(board, INSIDE, 1)
+        if atomic_get(board, OPEN) > slot:
+            _play(peek(board, JOB), slot)
+        atomic_add(board, INSIDE, -1)

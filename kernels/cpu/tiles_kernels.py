@@ -1,0 +1,564 @@
+"""Convolution, matrix product, copies: the code of the kernels that tiles.py chooses. Imported when one must be compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinynet.kernels.cpu.jit import inline
+from tinynet.kernels.cpu.simd import add, full, get, if_positive, kept, loads, multiply, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
+from tinynet.kernels.cpu.tiles import CONV, DOTS, DW, GATHER, GEMM
+
+# --- places in memory ---------------------------------------------------------------------------------------
+
+
+@inline
+def place(row, k, image, slot, T):
+    """Three numbers of a row, an address and the bytes from one slot and one image to the next, as this image's memory."""
+    return pointer(get(row, k) + slot * get(row, k + 1) + image * get(row, k + 2), T)
+
+
+# --- copies -------------------------------------------------------------------------------------------------
+
+
+@inline
+def zero(y, at, count):
+    for j in range(count):
+        put(y, at + j, 0.0)
+
+
+@inline
+def copy(x, source, y, target, count):
+    if count < 4:
+        for j in range(count):
+            put(y, target + j, get(x, source + j))
+        return
+    for j in range(0, count, 4):
+        j = min(j, count - 4)
+        stores(y, target + j, 1, 0, 1, 0, 1, 4, loads(x, source + j, 1, 0, 1, 0, 1, 4))
+
+
+def enter(T):
+    """Rows of an image into scratch memory, with their padding: `count` rows for the first output row of the share, and
+    `step` more for each other."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, x_image, planes, x_plane = pointer(get(row, 0), T), get(row, 1), get(row, 2), get(row, 3)
+        height, x_row, run, left, right = get(row, 4), get(row, 5), get(row, 6), get(row, 7), get(row, 8)
+        outputs, step, top, count, y_plane, y_row = get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
+        y = pointer(get(row, 15) + slot * get(row, 16), T)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        if get(row, 17) != 0:  # every part needs the whole image
+            begin, end = 0, outputs
+        first, rows = begin * step - top, (end - begin - 1) * step + count
+        for plane in range(planes):
+            for r in range(rows):
+                target, source = plane * y_plane + r * y_row, first + r
+                if source < 0 or source >= height:
+                    zero(y, target, left + run + right)
+                else:
+                    zero(y, target, left)
+                    copy(x, image * x_image + plane * x_plane + source * x_row, y, target + left, run)
+                    zero(y, target + left + run, right)
+
+    return kernel
+
+
+@inline
+def transpose(x, source, x_step, y, target, y_step, rows, columns):
+    """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit."""
+    if rows >= 8 and columns >= 8:
+        for r in range(0, rows, 8):
+            r = min(r, rows - 8)
+            for c in range(0, columns, 8):
+                c = min(c, columns - 8)
+                square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
+                stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+        return
+    if columns == 1 and x_step == 1:
+        copy(x, source, y, target, rows)
+        return
+    if rows < 4 or columns < 4:
+        for r in range(rows):
+            for c in range(columns):
+                put(y, target + c * y_step + r, get(x, source + r * x_step + c))
+        return
+    for r in range(0, rows, 4):
+        r = min(r, rows - 4)
+        for c in range(0, columns, 4):
+            c = min(c, columns - 4)
+            square = loads(x, source + r * x_step + c, 4, x_step, 1, 0, 1, 4)
+            stores(y, target + c * y_step + r, 4, y_step, 1, 0, 1, 4, transposed(square))
+
+
+def leave(T):
+    """A share's pixels x channels in scratch memory, as rows of an NCHW image."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, step, height, width, channels = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
+        x = pointer(get(row, 5) + slot * get(row, 6), T)
+        y, y_image, y_channel = pointer(get(row, 7), T), get(row, 8), get(row, 9)
+        begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
+        pixels, target = (end - begin) * width, image * y_image + begin * width
+        transpose(x, 0, channels, y, target, y_channel, pixels, channels)
+
+    return kernel
+
+
+def leave_few(T):
+    """The same for groups of a few channels, which a tile has widened to more lanes; to images of any layout."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, step, height, width = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        groups, count, pitch = get(row, 4), get(row, 5), get(row, 6)
+        x = pointer(get(row, 7) + slot * get(row, 8), T)
+        y, y_channel, y_pixel = pointer(get(row, 9), T), get(row, 11), get(row, 12)
+        begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
+        target = image * get(row, 10) + begin * width * y_pixel
+        for g in range(groups):
+            for o in range(count):
+                for p in range((end - begin) * width):
+                    put(y, target + (g * count + o) * y_channel + p * y_pixel, get(x, p * pitch + g * (pitch // groups) + o))
+
+    return kernel
+
+
+def turn_few(T):
+    """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
+        y, source = pointer(get(row, 8) + slot * get(row, 9), T), image * get(row, 5)
+        lanes = pitch // groups
+        for p in range(pixels):
+            for g in range(groups):
+                for o in range(count):
+                    put(y, p * pitch + g * lanes + o, get(x, source + p * x_pixel + (g * count + o) * x_channel))
+                for o in range(count, lanes):
+                    put(y, p * pitch + g * lanes + o, 0.0)
+
+    return kernel
+
+
+def turn(T):
+    """An NCHW image as pixels x channels in scratch memory."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        channels, pixels = get(row, 0), get(row, 1)
+        x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
+        y = pointer(get(row, 5) + slot * get(row, 6), T)
+        transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+
+    return kernel
+
+
+# --- weights: into the order in which a tile reads them, and back ------------------------------------------------
+
+
+def lay(T):
+    """image: group * taps + t. y[g, t, a, b] = weight[..., t], b along the lanes; 0 in lanes that are not there."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
+        y = pointer(get(row, 8), T)
+        at, to = image // taps * w_group + image % taps, image * terms * lanes
+        for a in range(terms):
+            for b in range(count):
+                put(y, to + a * lanes + b, get(w, at + a * w_term + b * w_lane))
+            for b in range(count, lanes):
+                put(y, to + a * lanes + b, 0.0)
+
+    return kernel
+
+
+def gather(W, T):
+    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the tiles.
+
+    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors), a tile each
+    for the first five. Tiles that were moved back overlap: what they share is equal, and written twice.
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, chunks, x_chunk, units = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk), get(row, GATHER.units)
+        count, lanes, vectors, high, wide = get(row, GATHER.count), get(row, GATHER.lanes), get(row, GATHER.vectors), get(row, GATHER.high), get(row, GATHER.wide)
+        outer, inner, length = get(row, GATHER.outer), get(row, GATHER.inner), get(row, GATHER.length)
+        y, y_channel, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_channel), get(row, GATHER.y_high), get(row, GATHER.y_wide)
+        blocks, runs = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide
+        for unit in range(units * share // shares, units * (share + 1) // shares):
+            rest, r = unit // runs, unit % runs
+            rest, b = rest // inner, rest % inner
+            rest, a = rest // outer, rest % outer
+            g, first = rest // blocks, min(rest % blocks * vectors, lanes - vectors)
+            to = (g * count + first) * y_channel + a * get(row, GATHER.y_outer) + b * get(row, GATHER.y_inner) + min(r * wide, length - wide) * y_wide
+            for place in range(high * wide):
+                at = (unit * high * wide + place) * vectors
+                for v in range(0, vectors, W):
+                    total = loads(x, at + v, 1, 0, 1, 0, 1, W)
+                    for c in range(1, chunks):
+                        total = add(total, loads(x, c * x_chunk + at + v, 1, 0, 1, 0, 1, W))
+                    stores(x, at + v, 1, 0, 1, 0, 1, W, total)
+                target = to + place // wide * y_high + place % wide * y_wide
+                for lane in range(min(vectors, count - first)):
+                    put(y, target + lane * y_channel, get(x, at + lane))
+
+    return kernel
+
+
+# --- sums -----------------------------------------------------------------------------------------------------
+
+
+def conv(R, C, V, W, STEP, T):
+    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step.
+
+    What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
+    a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
+    """
+    N, LANES = R * C * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, limit, columns = get(row, CONV.outputs), get(row, CONV.limit), get(row, CONV.columns)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
+        groups, lanes, x_group, w_group, relus = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group), get(row, CONV.relu)
+        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, add_to, mask = place(row, CONV.y, image, slot, T), get(row, CONV.add), get(row, CONV.mask)
+        before, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
+        passed, passed_y, passed_x = place(row, CONV.mask, image, slot, T), get(row, CONV.mask_y), get(row, CONV.mask_x)
+        begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
+        first_block, last_block = 0, (lanes + LANES - 1) // LANES
+        if get(row, CONV.by_lanes) != 0:
+            begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
+        xo, yo, rows = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first), end - begin
+        for g in range(groups):
+            for block in range(first_block, last_block):
+                o = min(block * LANES, lanes - LANES)
+                for i in range(0, rows, R):
+                    i = min(i, rows - R)
+                    for j in range(0, columns, C):
+                        j = min(j, columns - C)
+                        acc = zeros(y, N, W)
+                        p, q = xo + g * x_group + i * iy + j * ix, g * w_group + o
+                        for a in range(taps_a):
+                            for b in range(taps_b):
+                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
+                                for c in range(terms):
+                                    if STEP:
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    else:
+                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    at += tc
+                                    v += w_term
+                        lane = g * lanes + o
+                        if bias != 0:
+                            acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                        if add_to != 0:
+                            acc = add(acc, loads(before, (begin + i) * before_y + j * before_x + lane, R, before_y, C, before_x, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, (begin + i) * passed_y + j * passed_x + lane, R, passed_y, C, passed_x, V, W))
+                        stores(y, yo + i * oy + j * ox + lane, R, oy, C, ox, V, W, acc)
+
+    return kernel
+
+
+def conv_pool(C, V, W, STEP, T):
+    """Convolution, bias, ReLU if asked for, and the maximum of 2 x 2 windows: 2 rows of 2 * C pixels at a time, of which only
+    C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
+    where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
+    """
+    N, LANES, PAIR = 4 * C * V, V * W, 2 * C
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, columns = get(row, CONV.outputs), get(row, CONV.columns)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox, relus = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox), get(row, CONV.relu)
+        groups, lanes, x_group, w_group = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group)
+        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, asked = place(row, CONV.y, image, slot, T), get(row, CONV.winner)
+        winner = place(row, CONV.winner, image, slot, T)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        for g in range(groups):
+            for o in range(0, lanes, LANES):
+                o = min(o, lanes - LANES)
+                for i in range(begin, end):
+                    for j in range(0, columns, C):
+                        j = min(j, columns - C)
+                        acc = zeros(y, N, W)
+                        p, q = g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
+                        for a in range(taps_a):
+                            for b in range(taps_b):
+                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
+                                for c in range(terms):
+                                    if STEP:
+                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    else:
+                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    at += tc
+                                    v += w_term
+                        lane = g * lanes + o
+                        to = i * oy + j * ox + lane
+                        best = pooled(acc, C, V)
+                        # a sum and a maximum may be exchanged: rounding keeps the order
+                        out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            out = relu(out)
+                        stores(y, to, 1, 0, C, ox, V, W, out)
+                        if asked != 0:
+                            found = winners(acc, best, C, V)
+                            if relus != 0:
+                                found = if_positive(found, out, -1.0)
+                            stores(winner, to, 1, 0, C, ox, V, W, found)
+
+    return kernel
+
+
+def conv_dw(HIGH, WIDE, V, W, T):
+    """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
+    PLACES, N, LANES = HIGH * WIDE, HIGH * WIDE * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        height, columns, outer, inner, length = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.inner), get(row, DW.length)
+        ta, tb, tr, tj = get(row, DW.ta), get(row, DW.tb), get(row, DW.tr), get(row, DW.tj)
+        iy, ix, gy, gx = get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
+        groups, lanes, x_group, block = get(row, DW.groups), get(row, DW.lanes), get(row, DW.x_group), get(row, DW.block)
+        x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
+        partial = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T)
+        for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
+            last, unit = min(first + block, height), 0
+            for g in range(groups):
+                for o in range(0, lanes, LANES):
+                    o = min(o, lanes - LANES)
+                    for a in range(outer):
+                        for b in range(inner):
+                            for t in range(0, length, WIDE):
+                                if unit % shares == share:
+                                    at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
+                                    acc = zeros(partial, N, W)
+                                    for i in range(first, last):
+                                        p, q = at + i * iy, i * gy + g * lanes + o
+                                        for j in range(columns):
+                                            acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                            p += ix
+                                            q += gx
+                                    d = unit * N * W
+                                    acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
+                                    stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
+                                unit += 1
+
+    return kernel
+
+
+# --- matrix product --------------------------------------------------------------------------------------------
+
+
+def gemm(R, V, W, T):
+    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :]. Then bias, ReLU and ReLU's mask as in `conv`.
+
+    hyper: c is a matrix of weights, of which the sum is the gradient, and a step of SGD is taken at once: see layers.sgd, of
+    which this is the one without momentum. (Then tiles must fit without being moved back.)
+    """
+    N, LANES = R * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row, a_term = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row), get(row, GEMM.a_term)
+        b, b_term = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        bias, relus, mask, hyper = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask), get(row, GEMM.hyper)
+        passed, passed_row = place(row, GEMM.mask, image, slot, T), get(row, GEMM.mask_row)
+        column_block, term_block, rows_first = get(row, GEMM.column_block), get(row, GEMM.term_block), get(row, GEMM.rows_first)
+        rate, decay = T(0), T(0)
+        if hyper != 0:
+            if get(pointer(get(row, GEMM.fault), np.int64), 0) != 0:
+                return
+            rate, decay = -T(get(pointer(hyper, np.float64), 0)), T(get(pointer(hyper, np.float64), 1))
+        high = (rows + R - 1) // R
+        for block in range(share, (columns + column_block - 1) // column_block, shares):
+            left = block * column_block
+            wide = (min(column_block, columns - left) + LANES - 1) // LANES
+            for first in range(0, terms, term_block):
+                last = min(first + term_block, terms)
+                for n in range(high * wide):
+                    if rows_first != 0:
+                        i, o = n // wide * R, left + n % wide * LANES
+                    else:
+                        i, o = n % high * R, left + n // high * LANES
+                    i, o = min(i, rows - R), min(o, columns - LANES)
+                    acc, p, q = zeros(c, N, W), i * a_row + first * a_term, first * b_term + o
+                    for t in range(first, last):
+                        acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(b, q, 1, 0, 1, 0, V, W))
+                        p += a_term
+                        q += b_term
+                    at = i * c_row + o
+                    if hyper != 0:
+                        w = loads(c, at, R, c_row, 1, 0, V, W)
+                        if decay != 0 and first == 0:
+                            acc = add(acc, multiply(w, full(c, decay, 1, W)))
+                        acc = add(w, multiply(acc, full(c, rate, 1, W)))
+                    elif first > 0:
+                        acc = add(acc, loads(c, at, R, c_row, 1, 0, V, W))
+                    if last == terms:
+                        if bias != 0:
+                            acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
+                    stores(c, at, R, c_row, 1, 0, V, W, acc)
+
+    return kernel
+
+
+def gemm_turned(R, V, W, T):
+    """As gemm, with b's terms side by side in memory (a dense layer's weights): V * W columns of it are turned into a panel,
+    which all rows of c share. c[i, j] = sum of a[i, t] * b[j * b_column + t]."""
+    N, LANES = R * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row)
+        b, b_column = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_column)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        panel = pointer(get(row, GEMM.panel) + slot * get(row, GEMM.panel_slot), T)
+        bias, relus = get(row, GEMM.bias), get(row, GEMM.relu)
+        for block in range(share, (columns + LANES - 1) // LANES, shares):
+            o = min(block * LANES, columns - LANES)
+            transpose(b, o * b_column, b_column, panel, 0, LANES, LANES, terms)
+            for i in range(0, rows, R):
+                i = min(i, rows - R)
+                acc, p, q = zeros(c, N, W), i * a_row, 0
+                for t in range(terms):
+                    acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(panel, q, 1, 0, 1, 0, V, W))
+                    p += 1
+                    q += LANES
+                if bias != 0:
+                    acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                if relus != 0:
+                    acc = relu(acc)
+                stores(c, i * c_row + o, R, c_row, 1, 0, V, W, acc)
+
+    return kernel
+
+
+def dots(R, C, W, T):
+    """R x C dot products side by side: both factors lie along the terms, which fill the lanes. Then bias and ReLU."""
+    N = R * C
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, DOTS.rows), get(row, DOTS.columns), get(row, DOTS.terms)
+        a, a_row = place(row, DOTS.a, image, slot, T), get(row, DOTS.a_row)
+        b, b_row = place(row, DOTS.b, image, slot, T), get(row, DOTS.b_row)
+        c, c_row = place(row, DOTS.c, image, slot, T), get(row, DOTS.c_row)
+        high, row_shares = get(row, DOTS.stay), get(row, DOTS.row_shares)  # stay: rows of a that stay in the second cache
+        bias, relus = get(row, DOTS.bias), get(row, DOTS.relu)
+        column_shares = shares // row_shares
+        top, bottom = rows * (share // column_shares) // row_shares, rows * (share // column_shares + 1) // row_shares
+        blocks = (columns + C - 1) // C  # shared by the tile; the last one is moved back, into a neighbour's if need be: equal numbers
+        left, right = blocks * (share % column_shares) // column_shares * C, blocks * (share % column_shares + 1) // column_shares * C
+        whole = terms // W * W
+        for first in range(top, bottom, high):
+            last = min(first + high, bottom)
+            for j in range(left, right, C):
+                j = min(j, columns - C)
+                for i in range(first, last, R):
+                    i = max(min(i, last - R), top)
+                    acc, p, q = zeros(c, N, W), i * a_row, j * b_row
+                    for t in range(0, whole, W):
+                        acc = outer_fma(acc, loads(a, p + t, R, a_row, 1, 0, 1, W), loads(b, q + t, C, b_row, 1, 0, 1, W))
+                    totals = sums(acc)
+                    for r in range(R):
+                        for s in range(C):
+                            total = totals[r * C + s]
+                            for t in range(whole, terms):
+                                total += get(a, p + r * a_row + t) * get(b, q + s * b_row + t)
+                            if bias != 0:
+                                total += get(pointer(bias, T), j + s)
+                            put(c, (i + r) * c_row + j + s, T(0) if relus != 0 and total < 0 else total)
+
+    return kernel
+
+
+# --- pooling -----------------------------------------------------------------------------------------------------
+
+
+def max_pool(KR, KC, SR, SC, T):
+    """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
+    becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
+
+    def kernel(row, plane, slot, chunk, share, shares):
+        x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
+        height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
+        xo, yo = plane * height * width, plane * rows * columns
+        for i in range(rows * share // shares, rows * (share + 1) // shares):
+            for j in range(columns):
+                first = i * SR * width + j * SC
+                best, place = get(x, xo + first), np.int32(first)
+                for u in range(KR):
+                    for v in range(KC):
+                        value = get(x, xo + first + u * width + v)
+                        better = (value > best) | ((value != value) & (best == best))
+                        best = value if better else best
+                        place = np.int32(first + u * width + v) if better else place
+                put(y, yo + i * columns + j, best)
+                put(argmax, yo + i * columns + j, place)
+
+    return kernel
+
+
+def scatter(ONE, T):
+    """The gradient of max-pooling: of a plane (ONE: one channel) or an image of NHWC. dx is 0 but where argmax leads dy to."""
+
+    def kernel(row, task, slot, chunk, share, shares):
+        places, size, channels = get(row, 0), get(row, 1), 1 if ONE else get(row, 2)
+        dy, argmax, dx = pointer(get(row, 3), T), pointer(get(row, 4), np.int32), pointer(get(row, 5), T)
+        first, to = task * places * channels, task * size * channels
+        zero(dx, to, size * channels)
+        for p in range(places):
+            for c in range(channels):
+                place = get(argmax, first + p * channels + c)
+                if place >= 0:
+                    at = to + place * channels + c
+                    put(dx, at, get(dx, at) + get(dy, first + p * channels + c))
+
+    return kernel
+
+
+# --- the gradient of a convolution's bias ---------------------------------------------------------------------------
+
+
+def plane_sums(W, T):
+    """The sum over all images of a channel's planes (NCHW); four registers at a time, since an addition takes four cycles."""
+
+    def kernel(row, channel, slot, chunk, share, shares):
+        images, places, x, x_image, y = get(row, 0), get(row, 1), pointer(get(row, 2), T), get(row, 3), pointer(get(row, 4), T)
+        whole, total = places // (4 * W) * (4 * W), T(0)
+        for image in range(images):
+            at, acc, plane = image * x_image + channel * places, zeros(x, 4, W), T(0)
+            for p in range(0, whole, 4 * W):
+                acc = add(acc, loads(x, at + p, 1, 0, 1, 0, 4, W))
+            for part in sums(acc):
+                plane += part
+            for p in range(whole, places):
+                plane += get(x, at + p)
+            total += plane
+        put(y, channel, total)
+
+    return kernel
+
+
+def pixel_sums(T):
+    """The sums of each channel over a part of all pixels (NHWC)."""
+
+    def kernel(row, part, slot, chunk, share, shares):
+        pixels, parts, channels, x, y = get(row, 0), get(row, 1), get(row, 2), pointer(get(row, 3), T), pointer(get(row, 4), T)
+        to = part * channels
+        zero(y, to, channels)
+        for p in range(pixels * part // parts, pixels * (part + 1) // parts):
+            for c in range(channels):
+                put(y, to + c, get(y, to + c) + get(x, p * channels + c))
+
+    return kernel

@@ -1,0 +1,246 @@
+"""The code of Winograd's convolution (tiles_winograd.py has the formulas). Imported when a kernel must be compiled."""
+
+from __future__ import annotations
+
+from tinynet.kernels.cpu.simd import add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, relu, splats, stores, winners, zeros
+from tinynet.kernels.cpu.tiles_kernels import copy, place, transpose, zero
+from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, A, B, G
+
+
+def _turned(matrices: dict) -> dict:
+    return {m: tuple(zip(*matrix)) for m, matrix in matrices.items()}
+
+
+# Of a tile's registers and M: B^T d B, A dy A^T, G g G^T; and A^T m A, G^T dm G.
+of_images, of_gradients, of_weights = congruence(_turned(B)), congruence(A), congruence(G)
+to_outputs, to_weights = congruence(_turned(A)), congruence(_turned(G))
+
+# --- weights: into matrices, and back ---------------------------------------------------------------------------------
+
+
+def weights_in(M, W, T):
+    """u[k, term, lane] = (G g G^T)[k], g the 3 x 3 weights at w + term * w_term + lane * w_lane; 0 in lanes from `count` on.
+
+    Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
+    backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot.
+    """
+    MATRICES = (M + 2) ** 2
+
+    def kernel(row, image, slot, chunk, share, shares):
+        terms, count, lanes = get(row, WEIGHTS.terms), get(row, WEIGHTS.count), get(row, WEIGHTS.lanes)
+        w, w_term, w_lane = pointer(get(row, WEIGHTS.w), T), get(row, WEIGHTS.w_term), get(row, WEIGHTS.w_lane)
+        u, taps = pointer(get(row, WEIGHTS.u), T), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
+        first, step = (8 * W, -W) if get(row, WEIGHTS.flip) != 0 else (0, W)
+        for term in range(terms * share // shares, terms * (share + 1) // shares):
+            for o in range(0, lanes, W):
+                o = min(o, lanes - W)
+                there = max(0, min(W, count - o))
+                if there < W:
+                    zero(taps, 0, 9 * W)
+                transpose(w, term * w_term + o * w_lane, w_lane, taps, 0, W, there, 9)
+                stores(u, term * lanes + o, MATRICES, terms * lanes, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
+
+    return kernel
+
+
+def weights_out(M, W, T):
+    """w[lane, term, :] = G^T (the chunks' sums of `winograd_dw` at [k, term, lane]) G, the 3 x 3 weights of `count` lanes.
+
+    Shares split the terms, the canonical weights' input channels. taps: scratch memory, 9 * W * terms elements a slot.
+    """
+    MATRICES, TAPS = (M + 2) ** 2, 9 * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        terms, count, lanes = get(row, WEIGHTS_OUT.terms), get(row, WEIGHTS_OUT.count), get(row, WEIGHTS_OUT.lanes)
+        sums, chunks, sums_chunk = get(row, WEIGHTS_OUT.sums), get(row, WEIGHTS_OUT.chunks), get(row, WEIGHTS_OUT.sums_chunk)
+        w, taps = pointer(get(row, WEIGHTS_OUT.w), T), pointer(get(row, WEIGHTS_OUT.taps) + slot * get(row, WEIGHTS_OUT.taps_slot), T)
+        pitch = get(row, WEIGHTS_OUT.channels) * lanes
+        begin, end = terms * share // shares, terms * (share + 1) // shares
+        for o in range(0, lanes, W):
+            o = min(o, lanes - W)
+            for term in range(begin, end):
+                at = term * lanes + o
+                total = loads(pointer(sums, T), at, MATRICES, pitch, 1, 0, 1, W)
+                for c in range(1, chunks):
+                    total = add(total, loads(pointer(sums + c * sums_chunk, T), at, MATRICES, pitch, 1, 0, 1, W))
+                stores(taps, (term - begin) * TAPS, 9, W, 1, 0, 1, W, to_weights(total, M))
+            transpose(taps, 0, W, w, (o * terms + begin) * 9, terms * 9, (end - begin) * 9, max(0, min(W, count - o)))
+
+    return kernel
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def winograd(M, R, V, W, X, POOL, T):
+    """Convolution of an image, rows x columns outputs of `lanes` channels, by tiles of M x M, in blocks of `block` rows of tiles:
+    their transforms of x (X lanes at a time), matrix products (R tiles x V * W lanes in registers), the transform of y.
+
+    rows, columns: at least M. x: the upper left pixel of the first output's window, iy and ix from one row and pixel to the next;
+    y, add and mask: the first output. terms: how many of x's `channels` have weights in u (`weights_in`). work: scratch memory;
+    Tiles says how much. Then as in tiles.conv: bias, `add`, ReLU, ReLU's mask. y may be none of the buffers that are read.
+
+    POOL: bias, ReLU and the maximum of 2 x 2 windows, as in tiles.conv_pool. rows, columns: before pooling, so even; M x M / 4
+    numbers of y, and of `winner` if its address is not 0, come of a tile.
+
+    Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
+    """
+    N, SIDE, LANES, WINDOWS = R * V, M + 2, V * W, M // 2
+    MATRICES = SIDE**2
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
+        channels, terms, lanes = get(row, WINOGRAD.channels), get(row, WINOGRAD.terms), get(row, WINOGRAD.lanes)
+        x, iy, ix = place(row, WINOGRAD.x, image, slot, T), get(row, WINOGRAD.iy), get(row, WINOGRAD.ix)
+        u, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
+        work, v_pitch, m_pitch = pointer(get(row, WINOGRAD.work) + slot * get(row, WINOGRAD.work_slot), T), get(row, WINOGRAD.v_pitch), get(row, WINOGRAD.m_pitch)
+        y, oy, ox = place(row, WINOGRAD.y, image, slot, T), get(row, WINOGRAD.oy), get(row, WINOGRAD.ox)
+        add_to, mask, asked = get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
+        before, before_y, before_x = place(row, WINOGRAD.add, image, slot, T), get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x)
+        passed, passed_y, passed_x = place(row, WINOGRAD.mask, image, slot, T), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
+        winner = place(row, WINOGRAD.winner, image, slot, T)
+
+        # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
+        # one share does both, in order, so that the result does not depend on who is first.
+        whole, blocks, across, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, MATRICES * v_pitch
+        begin, end, first_block, last_block = whole * share // shares, whole * (share + 1) // shares, 0, blocks
+        if get(row, WINOGRAD.by_lanes) != 0:
+            begin, end, first_block, last_block = 0, whole, blocks * share // shares, blocks * (share + 1) // shares
+        if begin < end == whole:
+            end = (rows + M - 1) // M
+        for top in range(begin, end, block):
+            tiles = min(block, end - top) * across
+            for t in range(tiles):
+                i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
+                for c in range(0, channels, X):
+                    c = min(c, channels - X)
+                    patch = loads(x, i * iy + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
+                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+            for b in range(first_block, last_block):
+                o = min(b * LANES, lanes - LANES)
+                for k in range(MATRICES):
+                    for t in range(0, tiles, R):
+                        t = max(0, min(t, tiles - R))
+                        acc, p, q = zeros(y, N, W), k * v_pitch + t * channels, k * terms * lanes + o
+                        for c in range(terms):
+                            acc = outer_fma(acc, splats(work, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
+                            p += 1
+                            q += lanes
+                        stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                for t in range(tiles):
+                    i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
+                    for lane in range(o, o + LANES, W):
+                        acc = to_outputs(loads(work, products + t * LANES + lane - o, MATRICES, m_pitch, 1, 0, 1, W), M)
+                        if POOL:
+                            best, to = pooled(acc, WINDOWS, 1), i // 2 * oy + j // 2 * ox + lane
+                            out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                            if relus != 0:
+                                out = relu(out)
+                            stores(y, to, WINDOWS, oy, WINDOWS, ox, 1, W, out)
+                            if asked != 0:
+                                found = winners(acc, best, WINDOWS, 1)
+                                if relus != 0:
+                                    found = if_positive(found, out, -1.0)
+                                stores(winner, to, WINDOWS, oy, WINDOWS, ox, 1, W, found)
+                        else:
+                            if bias != 0:
+                                acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                            if add_to != 0:
+                                acc = add(acc, loads(before, i * before_y + j * before_x + lane, M, before_y, M, before_x, 1, W))
+                            if relus != 0:
+                                acc = relu(acc)
+                            if mask != 0:
+                                acc = kept(acc, loads(passed, i * passed_y + j * passed_x + lane, M, passed_y, M, passed_x, 1, W))
+                            stores(y, i * oy + j * ox + lane, M, oy, M, ox, 1, W, acc)
+
+    return kernel
+
+
+def winograd_dw(M, R, V, W, X, T):
+    """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], which are 0 at first.
+
+    rows, columns: of dy. Tiles hang over: dy must be 0, and x finite, up to the next multiples of M of rows and columns (for x:
+    of the windows of such outputs). R divides `channels`, V * W `lanes`: R x V * W sums are in registers. Shares split the
+    (M + 2)^2 matrices, for which each transforms the images again. work: as in `winograd`.
+    """
+    SIDE, LANES = M + 2, V * W
+    MATRICES = SIDE**2
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, block, channels, lanes = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block), get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.lanes)
+        x, iy, ix = place(row, WINOGRAD_DW.x, image, slot, T), get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix)
+        dy, gy, gx = place(row, WINOGRAD_DW.dy, image, slot, T), get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
+        work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
+        sums = pointer(get(row, WINOGRAD_DW.sums) + chunk * get(row, WINOGRAD_DW.sums_chunk), T)
+        down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
+        for top in range(0, down, block):
+            tiles = min(block, down - top) * across
+            for t in range(tiles):
+                i, j = (top + t // across) * M, t % across * M
+                for c in range(0, channels, X):
+                    c = min(c, channels - X)
+                    patch = loads(x, i * iy + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
+                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+                for o in range(0, lanes, W):
+                    patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
+                    stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
+            for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
+                for c in range(0, channels, R):
+                    for o in range(0, lanes, LANES):
+                        at, p, q = (k * channels + c) * lanes + o, k * v_pitch + c, second + k * m_pitch + o
+                        acc = loads(sums, at, R, lanes, 1, 0, V, W)
+                        for t in range(tiles):
+                            acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
+                            p += channels
+                            q += lanes
+                        stores(sums, at, R, lanes, 1, 0, V, W, acc)
+
+    return kernel
+
+
+# --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------
+
+
+def enter_lanes(T):
+    """y, high x wide x lanes: x, whose first pixel comes to (top, left), and zeros. Shares split y's rows."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        high, wide, lanes = get(row, ENTER.high), get(row, ENTER.wide), get(row, ENTER.lanes)
+        top, left, rows, columns, channels = get(row, ENTER.top), get(row, ENTER.left), get(row, ENTER.rows), get(row, ENTER.columns), get(row, ENTER.channels)
+        x, x_row, x_column, x_channel = pointer(get(row, ENTER.x), T), get(row, ENTER.x_row), get(row, ENTER.x_column), get(row, ENTER.x_channel)
+        y, first = place(row, ENTER.y, image, slot, T), image * get(row, ENTER.x_image)
+        for i in range(high * share // shares, high * (share + 1) // shares):
+            to, there = i * wide * lanes, i >= top and i < top + rows
+            if not there or channels < lanes:
+                zero(y, to, wide * lanes)
+            if there:
+                source, target = first + (i - top) * x_row, to + left * lanes
+                zero(y, to, left * lanes)
+                zero(y, target + columns * lanes, (wide - left - columns) * lanes)
+                if x_channel != 1:
+                    transpose(x, source, x_channel, y, target, lanes, channels, columns)
+                elif channels == lanes:
+                    copy(x, source, y, target, columns * lanes)
+                else:
+                    for j in range(columns):
+                        copy(x, source + j * x_column, y, target + j * lanes, channels)
+
+    return kernel
+
+
+def leave_lanes(T):
+    """The inverse: y's channels out of x, rows x columns x lanes. Shares split the rows."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, lanes, channels = get(row, LEAVE.rows), get(row, LEAVE.columns), get(row, LEAVE.lanes), get(row, LEAVE.channels)
+        x, y, first = place(row, LEAVE.x, image, slot, T), pointer(get(row, LEAVE.y), T), image * get(row, LEAVE.y_image)
+        y_row, y_column, y_channel = get(row, LEAVE.y_row), get(row, LEAVE.y_column), get(row, LEAVE.y_channel)
+        begin, end = rows * share // shares, rows * (share + 1) // shares
+        if y_channel != 1:
+            transpose(x, begin * columns * lanes, lanes, y, first + begin * y_row, y_channel, (end - begin) * columns, channels)
+        else:
+            for i in range(begin, end):
+                for j in range(columns):
+                    copy(x, (i * columns + j) * lanes, y, first + i * y_row + j * y_column, channels)
+
+    return kernel
