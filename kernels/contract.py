@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from math import prod
 
 import numpy as np
@@ -76,8 +77,31 @@ class Implementation:
         return f"{self.device}.{self.variant}"
 
 
+@dataclass(frozen=True)
+class Later:
+    """An Implementation that is registered when its module is imported, and that is when somebody asks for its function."""
+
+    name: str
+    device: str
+    variant: str
+    module: str
+    norm = None
+    path = Implementation.path
+
+    @property
+    def function(self) -> Callable:
+        import_module(self.module)
+        return IMPLEMENTATIONS[self.name, self.device][self.variant].function
+
+
 CONTRACTS: dict[str, Contract] = {}
-IMPLEMENTATIONS: dict[tuple[str, str], dict[str, Implementation]] = {}  # (name, device) -> variant -> implementation
+IMPLEMENTATIONS: dict[tuple[str, str], dict[str, Implementation | Later]] = {}  # (name, device) -> variant -> implementation
+
+
+def implemented_later(module: str, *names: str, device: str, variant: str) -> None:
+    """Says that a module will implement these kernels when it is imported; until somebody calls one, it is not."""
+    for name in names:
+        IMPLEMENTATIONS.setdefault((name, device), {})[variant] = Later(name, device, variant, module)
 
 
 def _contract(judged: str):
@@ -114,7 +138,7 @@ def implements(name: str, *, device: str, variant: str, default: bool = False, n
                 f"got {inspect.signature(function)}"
             )
         variants = IMPLEMENTATIONS.setdefault((name, device), {})
-        if variant in variants:
+        if variant in variants and not isinstance(variants[variant], Later):
             raise ValueError(f"kernel {name} already has an implementation {device}.{variant}; choose another variant name")
         found = {variant: Implementation(name, device, variant, function, norm)}
         IMPLEMENTATIONS[name, device] = {**found, **variants} if default else {**variants, **found}

@@ -11,8 +11,7 @@ from math import prod
 
 import numpy as np
 
-from tinynet.kernels.contract import implements
-from tinynet.kernels.cpu import pool2d as loops
+from tinynet.kernels.contract import IMPLEMENTATIONS, implements
 from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.images import shared
 from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, row
@@ -29,7 +28,8 @@ def takes(x_shape, kernel_size, stride, padding, dilation, outputs, layout) -> b
 def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode, layout, out):
     y, argmax = out
     if not takes(x.shape, kernel_size, stride, padding, dilation, y.shape[2:], layout):
-        loops.max_pool2d(x, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, layout=layout, out=out)
+        loops = IMPLEMENTATIONS["max_pool2d", "cpu"]["loops"].function
+        loops(x, kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, layout=layout, out=out)
         return
     _prepared(x.shape, y.shape, kernel_size, stride, x.dtype.type, threads.count())(np.ascontiguousarray(x), y, argmax)
 
