@@ -294,6 +294,28 @@ def bench_networks(
     raise typer.Exit(0 if run.result["ok"] else 1)
 
 
+@bench.command("startup")
+def bench_startup(
+    network: Annotated[str, typer.Option(help="as in `tinynet bench networks`")] = "tensorflow",
+    batch_size: Annotated[int, typer.Option(min=1, help="images in a batch")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="processes that are timed")] = 9,
+) -> None:
+    """From the start of a process to the first result of a compiled training step, when all kernels are on disk."""
+    from tinynet.bench.startup import TARGET, measure
+    from tinynet.bench.zoo import NETWORKS
+
+    (name,) = _choice(network, list(NETWORKS), "network", only_one=True)
+    found, before = measure(name, batch_size, rounds), 0.0
+    console, view = Console(), Table("until", "after the start", "of which")
+    for stage, seconds in found.items():
+        view.add_row(stage, f"{seconds * 1e3:,.0f} ms", f"{(seconds - before) * 1e3:,.0f} ms")
+        before = seconds
+    console.print(view)
+    first = found["first step"]
+    console.print(f"first result of a training step of {name} on {batch_size} images: {first:.2f} s after the start of the process; the target is {TARGET:.0f} s")
+    raise typer.Exit(0 if first < TARGET else 1)
+
+
 @app.command()
 def doctor() -> None:
     """Says what is installed, which devices are ready, how many threads there are, and what to do about each shortfall."""
@@ -344,7 +366,7 @@ def doctor() -> None:
 
         launch()
         console.print(f"numba: {numba.get_num_threads()} threads, threading layer {numba.threading_layer()}")
-        from tinynet.kernels.cpu.simd import TARGET
+        from tinynet.kernels.cpu.target import TARGET
 
         console.print(f"vectors: {TARGET.name}, {TARGET.bits} bits, {TARGET.registers} registers (TINYNET_SIMD chooses others)")
         if numba.threading_layer() == "workqueue":
