@@ -167,7 +167,7 @@ def _planned(trace: Trace, result, math: str, recording: bool, by_hand: bool):
 
 
 def _kind(optimizer: Optimizer) -> str:
-    """The kernel of its update (kernels/cpu/layers.py); none for optimisers that are not ours."""
+    """The kernel of its update (kernels/cpu/layers_kernels.py); none for optimisers that are not ours."""
     if type(optimizer) is SGD:
         return "momentum" if optimizer.momentum else "sgd"
     return "adam" if type(optimizer) in (Adam, AdamW) else ""

@@ -17,8 +17,8 @@ The weights' gradient holds a tile of weights in registers instead, channels of 
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes
 some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest.
 
-images.py has the copies that padding and layouts ask for. Next on the walk, and its end: tiles.py, the kernels
-themselves.
+images.py has the copies that padding and layouts ask for. Next on the walk, and its end: tiles.py, which tile, and
+tiles_kernels.py, the kernels themselves.
 """
 
 from __future__ import annotations

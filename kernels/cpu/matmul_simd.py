@@ -5,7 +5,7 @@
 
 The three products of a dense layer need no copy of anything: its weights are (out, in), so the forward x @ W^T is
 dots, and both gradients, dy @ W and dy^T @ x, are gemm, which reads `a` in any order, and goes over large matrices
-in blocks (tiles.best_blocks). The kernels are in tiles.py.
+in blocks (tiles.best_blocks). The kernels are in tiles_kernels.py.
 """
 
 from __future__ import annotations
