@@ -19,7 +19,6 @@ What can't be a program runs as always, op by op: `explain()` says what and why.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -150,7 +149,7 @@ def _shapes(form) -> list[str]:
 
 def _planned(trace: Trace, result, math: str, recording: bool, by_hand: bool):
     """A Plan, or the reason why there is none."""
-    if by_hand or os.environ.get("TINYNET_KERNELS"):
+    if by_hand:
         return "kernels are chosen by hand (use, TINYNET_KERNELS)"
     if trace.refused:
         return trace.refused

@@ -31,7 +31,7 @@ import numpy as np
 from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
+from tinynet.kernels.cpu.images import Entering, Images, Leaving, lanes_that_fill, shared, widened
 from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -209,3 +209,29 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
     return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype, flops)
+
+
+# --- gradient of the bias ----------------------------------------------------------------------------------------
+
+
+@implements("conv2d_db", device="cpu", variant="simd", default=True)
+def conv2d_db(dy, *, layout, out):
+    _bias_gradient(dy.shape, dy.dtype.type, layout, threads.count())(np.ascontiguousarray(dy), out)
+
+
+@lru_cache(KEPT)
+def _bias_gradient(dy_shape, dtype, layout, slots) -> Prepared:
+    dy = Images(dy_shape, layout, dtype, X)
+    flops, y = prod(dy_shape), X + STAND_IN
+    if dy.first:
+        numbers = dict(images=dy.n, run=dy.rows * dy.columns, image=dy.image, plane=dy.channel, dy=X, y=y)
+        kernel = compiled(layers.plane_sums, max(tiles.TARGET.lanes(dtype), tiles.LEAST_LANES), dtype)
+        return Prepared([([named(kernel, layers.PLANES, numbers)], dy.channels, *shared(dy.channels, 1))], 0, dtype, flops)
+    # Sums of some images each, and then those: how many depends on the shapes alone, as for the weights' gradient.
+    chunks, sums, w = max(1, min(dy.n, 8)), OUT + STAND_IN, lanes_that_fill(dy.channels, dtype)
+    size = lines(dy.channels, dtype)
+    images = dict(rows=dy.rows, columns=dy.columns, lanes=dy.channels, dy=(X, 0, dy.image * dy.item), dy_y=dy.row, dy_x=dy.column, sums=sums, sums_chunk=size * dy.item)
+    zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * size, y=sums))
+    summed = named(compiled(layers.channel_sums, w, dtype), layers.SPREAD, images)
+    added = named(compiled(layers.row_sums, dtype), layers.FEATURES, dict(count=dy.channels, images=chunks, dy=sums, dy_row=size, y=y))
+    return Prepared([([zeros], 1, 1, 1), ([summed], dy.n, chunks, max(1, min(8 // chunks, dy.channels // w))), ([added], 1, 1, 1)], chunks * size, dtype, flops)

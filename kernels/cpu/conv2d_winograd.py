@@ -31,7 +31,7 @@ from tinynet.kernels.cpu import conv2d_simd, threads
 from tinynet.kernels.cpu import tiles_winograd as kernels
 from tinynet.kernels.cpu.images import Images, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
-from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch, table_of
+from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
 from tinynet.kernels.cpu.tiles import widths
 from tinynet.kernels.cpu.tiles_winograd import Tiles
 
@@ -67,8 +67,9 @@ def _width(lanes: int, dtype) -> int:
 def _cut(dtype, *sizes: int) -> list[int]:
     """Scratch memory in pieces of so many elements: their addresses."""
     starts = np.cumsum([0, *(lines(size, dtype) for size in sizes)])
-    base = address_of(scratch(int(starts[-1]), dtype))
-    return [base + int(start) * np.dtype(dtype).itemsize for start in starts[:-1]]
+    item = np.dtype(dtype).itemsize
+    base = scratch_address(int(starts[-1]) * item)
+    return [base + int(start) * item for start in starts[:-1]]
 
 
 class _Places:

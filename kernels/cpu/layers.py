@@ -15,7 +15,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.program import fields
-from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, zeros
+from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW, copy, place, transpose
 
 # --- into the program's memory, and out of it -----------------------------------------------------------------
@@ -323,6 +323,30 @@ def channel_sums(W, T):
             for vector in four:
                 total = add(total, (vector,))
             stores(partial, o, 1, 0, 1, 0, 1, W, total)
+
+    return kernel
+
+
+PLANES = fields("images run image plane dy y")
+
+
+def plane_sums(W, T):
+    """As channel_sums, of images whose channels are planes: the sum over all images of one plane, plane after plane."""
+
+    def kernel(row, plane, slot, chunk, share, shares):
+        run, dy = get(row, PLANES.run), pointer(get(row, PLANES.dy), T)
+        step = 4 * W
+        whole, total = run // step * step, T(0)
+        for n in range(get(row, PLANES.images)):
+            at, four, rest = n * get(row, PLANES.image) + plane * get(row, PLANES.plane), zeros(dy, 4, W), T(0)
+            for p in range(0, whole, step):
+                four = add(four, loads(dy, at + p, 1, 0, 4, W, 1, W))
+            for p in range(whole, run):
+                rest += get(dy, at + p)
+            for part in sums(four):
+                rest += part
+            total += rest
+        put(pointer(get(row, PLANES.y), T), plane, total)
 
     return kernel
 

@@ -1,4 +1,4 @@
-"""Pooling on the CPU. The variants are `loops`, here, and `simd` for max-pooling (pool2d_simd.py).
+"""Pooling on the CPU. The variants are `loops`, here, and `simd`, programs of much the same loops (pool2d_simd.py).
 
 `loops`: one tap of the window at a time, the innermost loop along memory.
 

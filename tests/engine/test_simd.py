@@ -11,7 +11,7 @@ import pytest
 from kernels_by_hand import assert_same
 
 from tinynet.kernels.cpu import simd, tiles
-from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch
+from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
 from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
 
 DTYPES = [np.float32, np.float64]
@@ -241,9 +241,13 @@ def test_every_image_is_played_once_by_each_of_its_shares(images, chunks, shares
 
 
 def test_scratch_memory_is_aligned_to_cache_lines():
-    for elements in (1, 1000, 100_000):
-        memory = scratch(elements, np.float32)
-        assert address_of(memory) % 64 == 0 and memory.size == elements and memory.dtype == np.float32
+    assert all(scratch_address(size) % 64 == 0 for size in (1, 1000, 1_000_000, 7))
+
+
+def test_the_address_of_an_array_is_where_numpy_says_that_its_memory_begins():
+    whole = np.zeros((6, 7), np.float32)
+    for array in (whole, whole[1:], whole[:, 3:], whole.T, np.zeros(0), np.zeros((), np.int32)):
+        assert address_of(array) == array.__array_interface__["data"][0]
 
 
 def wrong_count(T):
