@@ -1,7 +1,7 @@
 """Pooling as programs (program.py): the threads are our own, and a call is prepared once for its shapes.
 
 Lanes run along memory: the channels of NHWC, a row of outputs of NCHW. Two kernels have windows and strides as constants,
-so that LLVM turns loads at a constant step into whole vectors and shuffles; they take NCHW windows of up to 4 x 4 that lie
+so that every s-th number of a row is loaded as whole registers and shuffles; they take NCHW windows of up to 4 x 4 that lie
 inside the image, which is nearly every pooling there is. The others read all that from their row.
 
 The loops are those of pool2d.py, `loops`. Average-pooling is that of compiled networks (layers.py).
@@ -22,7 +22,7 @@ from tinynet.kernels.cpu.images import lanes_that_fill, shared
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.pool2d import _inside, _outputs_inside
 from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, fields, named, row
-from tinynet.kernels.cpu.simd import get, pointer, put
+from tinynet.kernels.cpu.simd import add, divide, full, get, pointer, put, stores, strided, zeros
 from tinynet.kernels.cpu.tiles import zero
 
 FIRST, SECOND, THIRD = (i * STAND_IN for i in (1, 2, 3))  # where a call's arrays lie (program.Prepared)
@@ -32,7 +32,12 @@ LARGEST = 4  # rows or columns of a window that is a constant, and steps between
 
 def small(x_shape, kernel_size, stride, padding, dilation, outputs, layout) -> bool:
     inside = all((o - 1) * s + e <= size for o, s, e, size in zip(outputs, stride, kernel_size, x_shape[2:]))
-    return layout == "NCHW" and inside and not any(map(any, padding)) and max(dilation) == 1 and max(*kernel_size, *stride) <= LARGEST
+    return layout == "NCHW" and inside and not any(map(any, padding)) and max(dilation) == 1 and max(*kernel_size, *stride) <= LARGEST and prod(x_shape[2:]) < 1 << 24
+
+
+def _at_once(columns: int, dtype) -> int:
+    """Windows of a row that a register takes."""
+    return next((w for w in (*tiles.widths(dtype), 2) if w <= columns), 1)
 
 
 def _planes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
@@ -119,7 +124,7 @@ def _max_pool(x_shape, y_shape, kernel_size, stride, padding, dilation, layout, 
     images, height, width, lanes = _planes(x_shape, layout)
     _, rows, columns, _ = _planes(y_shape, layout)
     if small(x_shape, kernel_size, stride, padding, dilation, (rows, columns), layout):
-        kernel = row(compiled(tiles.max_pool, *kernel_size, *stride, dtype), FIRST, SECOND, THIRD, height, width, rows, columns)
+        kernel = row(compiled(tiles.max_pool, *kernel_size, *stride, _at_once(columns, dtype), dtype), FIRST, SECOND, THIRD, height, width, rows, columns)
     else:
         (kr, kc), (sr, sc), (dr, dc), ((top, _), (left, _)) = kernel_size, stride, dilation, padding
         numbers = dict(x=FIRST, y=SECOND, argmax=THIRD, height=height, width=width, lanes=lanes, rows=rows, columns=columns, kr=kr, kc=kc, sr=sr, sc=sc, dr=dr, dc=dc, top=top, left=left)
@@ -185,7 +190,7 @@ def _max_pool_gradient(dy_shape, x_shape, layout, dtype, slots) -> Prepared:
 # --- average-pooling ---------------------------------------------------------------------------------------------
 
 
-def avg_pool(KR, KC, SR, SC, T):
+def avg_pool(KR, KC, SR, SC, W, T):
     """The average of each KR x KC window of a plane; as tiles.max_pool."""
     COUNT = KR * KC
 
@@ -194,12 +199,13 @@ def avg_pool(KR, KC, SR, SC, T):
         height, width, rows, columns = get(row, 2), get(row, 3), get(row, 4), get(row, 5)
         xo, yo = plane * height * width, plane * rows * columns
         for i in range(rows * share // shares, rows * (share + 1) // shares):
-            for j in range(columns):
-                first, total = xo + i * SR * width + j * SC, T(0)
+            for j in range(0, columns, W):
+                j = min(j, columns - W)
+                first, total = xo + i * SR * width + j * SC, zeros(y, 1, W)
                 for u in range(KR):
                     for v in range(KC):
-                        total += get(x, first + u * width + v)
-                put(y, yo + i * columns + j, total / T(COUNT))
+                        total = add(total, strided(x, first + u * width + v, SC, W))
+                stores(y, yo + i * columns + j, 1, 0, 1, 0, 1, W, divide(total, full(y, T(COUNT), 1, W)))
 
     return kernel
 
@@ -231,7 +237,7 @@ def _avg_pool(x_shape, y_shape, kernel_size, stride, padding, padded, layout, dt
     images, *x = _planes(x_shape, layout)
     _, *y = _planes(y_shape, layout)
     if small(x_shape, kernel_size, stride, padding, (1, 1), y[:2], layout):
-        kernel = row(compiled(avg_pool, *kernel_size, *stride, dtype), FIRST, SECOND, *x[:2], *y[:2])
+        kernel = row(compiled(avg_pool, *kernel_size, *stride, _at_once(y[1], dtype), dtype), FIRST, SECOND, *x[:2], *y[:2])
     else:
         numbers = _window(x_shape, y_shape, kernel_size, stride, padding, padded, layout) | _images("x", FIRST, *x, dtype) | _images("y", SECOND, *y, dtype)
         kernel = named(compiled(layers.pool, next((w for w in tiles.widths(dtype) if w <= x[2]), 1), dtype), layers.POOL, numbers)

@@ -14,7 +14,10 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.program import fields
-from tinynet.kernels.cpu.simd import TARGET, add, full, get, if_positive, kept, loads, multiply, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
+from tinynet.kernels.cpu.simd import (
+    TARGET, add, counting, full, get, if_positive, kept, larger_with, loads, multiply, outer_fma, pointer, pooled, put, put_whole, relu, splats, stores, strided, sums,
+    transposed, winners, zeros,
+)  # fmt: skip
 
 # --- which tile ------------------------------------------------------------------------------------------
 
@@ -689,25 +692,26 @@ def dots(R, C, W, T):
 # --- pooling -----------------------------------------------------------------------------------------------------
 
 
-def max_pool(KR, KC, SR, SC, T):
-    """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
-    becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
+def max_pool(KR, KC, SR, SC, W, T):
+    """The largest of each KR x KC window of a plane, and its place: W windows of a row at a time, the last ones moved back
+    until they fit. Places are counted in T, which holds them exactly in planes of less than 2^24 pixels."""
 
     def kernel(row, plane, slot, chunk, share, shares):
         x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
         height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
         xo, yo = plane * height * width, plane * rows * columns
         for i in range(rows * share // shares, rows * (share + 1) // shares):
-            for j in range(columns):
+            for j in range(0, columns, W):
+                j = min(j, columns - W)
                 first = i * SR * width + j * SC
-                best, place = get(x, xo + first), np.int32(first)
+                best, place = strided(x, xo + first, SC, W), counting(y, T(first), T(SC), W)
+                start = place
                 for u in range(KR):
                     for v in range(KC):
-                        value = get(x, xo + first + u * width + v)
-                        better = (value > best) | ((value != value) & (best == best))
-                        best = value if better else best
-                        place = np.int32(first + u * width + v) if better else place
-                put(y, yo + i * columns + j, best)
-                put(argmax, yo + i * columns + j, place)
+                        if u + v > 0:
+                            found = add(start, full(y, T(u * width + v), 1, W))
+                            best, place = larger_with(best, place, strided(x, xo + first + u * width + v, SC, W), found)
+                stores(y, yo + i * columns + j, 1, 0, 1, 0, 1, W, best)
+                put_whole(argmax, yo + i * columns + j, place)
 
     return kernel
