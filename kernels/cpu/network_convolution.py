@@ -71,10 +71,11 @@ class Convolutions(Planner):
         return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
 
     def by_winograd(self, unit: Unit) -> int:
-        """The tiles' size, if a convolution is worth Winograd's transforms, else 0: many channels on both sides."""
+        """The tiles' size, if a convolution is worth Winograd's transforms, else 0. Transforming y costs most, and is paid by the
+        terms of its sums: three channels (4 in memory) are enough, a fifth of network `keras`' forward pass."""
         k, c, *kernel = self.graph.shapes[unit.weight]
         plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
-        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 else 0
+        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and k >= 16 and c >= 3 else 0
 
     def conv2d(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]

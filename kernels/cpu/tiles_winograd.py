@@ -9,7 +9,7 @@ M = 4). Evaluating and interpolating are small constant matrices, so for a tile 
 
 The sum over channels is taken between the brackets, where * is elementwise: so it is (M + 2)^2 matrix products, tiles
 x channels by channels x lanes, which run at the processor's peak. The transforms are additions for the most part, and cost
-a quarter of that from 32 to 64 channels, less where there are more, and too much where there are fewer than 16. Matrices:
+a quarter of that from 32 to 64 channels, less where there are more. Matrices:
 A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308, 2015.
 
 The price is accuracy: B^T d B subtracts neighbours, and A^T weighs what is left by up to 64, so an output has errors of the
