@@ -175,11 +175,11 @@ class Kernels:
         known = {}  # outputs of calls that came before, by all that they depend on
 
         def launch(*arrays, **parameters):
-            nonlocal known
             call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
             outputs = known.get(call)
             if outputs is None:
-                known = known if len(known) < 512 else {}
+                if len(known) == 512:
+                    known.clear()
                 outputs = known[call] = spec(*arrays, **parameters).outputs
             out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
             implementation(name, device).function(*arrays, **parameters, out=out)

@@ -18,11 +18,6 @@ def widened(lanes: int) -> int:
     return max(lanes, tiles.LEAST_LANES)
 
 
-def lanes_that_fill(channels: int, dtype) -> int:
-    """The widest vector that cuts a pixel's channels into whole ones."""
-    return next((w for w in tiles.widths(dtype) if channels % w == 0), 1)
-
-
 class Images:
     """A batch of images as steps through memory, in elements: from one image, row, column or channel to the next."""
 

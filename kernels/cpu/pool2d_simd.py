@@ -18,26 +18,20 @@ import numpy as np
 from tinynet.geometry import nchw
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import lanes_that_fill, shared
+from tinynet.kernels.cpu.images import shared
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.pool2d import _inside, _outputs_inside
-from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, fields, named, row
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, fields, named, row
 from tinynet.kernels.cpu.simd import add, divide, full, get, pointer, put, stores, strided, zeros
-from tinynet.kernels.cpu.tiles import zero
+from tinynet.kernels.cpu.tiles import dividing, fitting, inside, zero
 
-FIRST, SECOND, THIRD = (i * STAND_IN for i in (1, 2, 3))  # where a call's arrays lie (program.Prepared)
-KEPT = 256  # prepared calls of each kind
+FIRST, SECOND, THIRD, _ = ARRAYS  # where a call's arrays lie (program.Prepared)
 LARGEST = 4  # rows or columns of a window that is a constant, and steps between such windows
 
 
 def small(x_shape, kernel_size, stride, padding, dilation, outputs, layout) -> bool:
+    """Whether the kernels whose windows are constants take a pooling; float32 counts the places of a plane up to 2^24."""
     inside = all((o - 1) * s + e <= size for o, s, e, size in zip(outputs, stride, kernel_size, x_shape[2:]))
     return layout == "NCHW" and inside and not any(map(any, padding)) and max(dilation) == 1 and max(*kernel_size, *stride) <= LARGEST and prod(x_shape[2:]) < 1 << 24
-
-
-def _at_once(columns: int, dtype) -> int:
-    """Windows of a row that a register takes."""
-    return next((w for w in (*tiles.widths(dtype), 2) if w <= columns), 1)
 
 
 def _planes(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, int]:
@@ -69,10 +63,10 @@ def max_pool_rows(T):
         x, y, argmax = pointer(get(row, MAX.x), T), pointer(get(row, MAX.y), T), pointer(get(row, MAX.argmax), np.int32)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             h = i * sr - get(row, MAX.top)
-            u0, u1 = _inside(h, height, kr, dr)
+            u0, u1 = inside(h, dr, kr, height)
             for j in range(columns):
                 l = j * sc - get(row, MAX.left)
-                v0, v1 = _inside(l, width, kc, dc)
+                v0, v1 = inside(l, dc, kc, width)
                 to = ((image * rows + i) * columns + j) * lanes
                 for c in range(lanes):
                     put(y, to + c, T(-math.inf))
@@ -96,7 +90,7 @@ def max_pool_planes(T):
         x, y, argmax = pointer(get(row, MAX.x), T), pointer(get(row, MAX.y), T), pointer(get(row, MAX.argmax), np.int32)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             h = i * sr - get(row, MAX.top)
-            u0, u1 = _inside(h, height, kr, dr)
+            u0, u1 = inside(h, dr, kr, height)
             to = (plane * rows + i) * columns
             for j in range(columns):
                 put(y, to + j, T(-math.inf))
@@ -104,7 +98,7 @@ def max_pool_planes(T):
             for u in range(u0, u1):
                 for v in range(kc):
                     offset = v * dc - get(row, MAX.left)
-                    j0, j1 = _outputs_inside(offset, width, columns, sc)
+                    j0, j1 = inside(offset, sc, columns, width)
                     place = (h + u * dr) * width + offset
                     for j in range(j0, j1):
                         _keep_larger(get(x, plane * height * width + place + j * sc), np.int32(place + j * sc), y, argmax, to + j)
@@ -124,7 +118,7 @@ def _max_pool(x_shape, y_shape, kernel_size, stride, padding, dilation, layout, 
     images, height, width, lanes = _planes(x_shape, layout)
     _, rows, columns, _ = _planes(y_shape, layout)
     if small(x_shape, kernel_size, stride, padding, dilation, (rows, columns), layout):
-        kernel = row(compiled(tiles.max_pool, *kernel_size, *stride, _at_once(columns, dtype), dtype), FIRST, SECOND, THIRD, height, width, rows, columns)
+        kernel = row(compiled(tiles.max_pool, *kernel_size, *stride, fitting(columns, dtype), dtype), FIRST, SECOND, THIRD, height, width, rows, columns)
     else:
         (kr, kc), (sr, sc), (dr, dc), ((top, _), (left, _)) = kernel_size, stride, dilation, padding
         numbers = dict(x=FIRST, y=SECOND, argmax=THIRD, height=height, width=width, lanes=lanes, rows=rows, columns=columns, kr=kr, kc=kc, sr=sr, sc=sc, dr=dr, dc=dc, top=top, left=left)
@@ -237,10 +231,10 @@ def _avg_pool(x_shape, y_shape, kernel_size, stride, padding, padded, layout, dt
     images, *x = _planes(x_shape, layout)
     _, *y = _planes(y_shape, layout)
     if small(x_shape, kernel_size, stride, padding, (1, 1), y[:2], layout):
-        kernel = row(compiled(avg_pool, *kernel_size, *stride, _at_once(y[1], dtype), dtype), FIRST, SECOND, *x[:2], *y[:2])
+        kernel = row(compiled(avg_pool, *kernel_size, *stride, fitting(y[1], dtype), dtype), FIRST, SECOND, *x[:2], *y[:2])
     else:
         numbers = _window(x_shape, y_shape, kernel_size, stride, padding, padded, layout) | _images("x", FIRST, *x, dtype) | _images("y", SECOND, *y, dtype)
-        kernel = named(compiled(layers.pool, next((w for w in tiles.widths(dtype) if w <= x[2]), 1), dtype), layers.POOL, numbers)
+        kernel = named(compiled(layers.pool, fitting(x[2], dtype), dtype), layers.POOL, numbers)
     return Prepared([([kernel], images, *shared(images, y[0]))], 0, dtype, 2 * prod(y_shape) * prod(kernel_size))
 
 
@@ -254,7 +248,7 @@ def avg_pool2d_dx(dy, *, x_shape, kernel_size, stride, padding, ceil_mode, count
 def _avg_pool_gradient(dy_shape, x_shape, kernel_size, stride, padding, padded, layout, dtype, slots) -> Prepared:
     images, *x = _planes(x_shape, layout)
     _, *y = _planes(dy_shape, layout)
-    w = lanes_that_fill(x[2], dtype)
+    w = dividing(x[2], dtype)
     # The kernel looks at the pooled images to find a maximum; for an average any numbers will do.
     places = _images("dy", FIRST, *y, dtype) | _images("y", FIRST, *y, dtype) | _images("dx", SECOND, *x, dtype)
     numbers = _window(x_shape, dy_shape, kernel_size, stride, padding, padded, layout) | places

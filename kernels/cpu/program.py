@@ -232,6 +232,8 @@ WORTH_THREADS = 200_000  # operations: two microseconds of one thread
 STAND_IN = 1 << 44  # bytes: i * STAND_IN stands for the address of a call's i-th array, until the array is there
 _PAST = STAND_IN // 2
 MOST_ARRAYS = 4  # of a call; its scratch memory comes after them
+ARRAYS, SCRATCH = tuple(i * STAND_IN for i in range(1, MOST_ARRAYS + 1)), (MOST_ARRAYS + 1) * STAND_IN
+KEPT = 256  # prepared calls of each kind of kernel
 
 # numpy's array object is a header, as of any object, and then the address of its memory. Reading it there takes 0.1 us;
 # array.__array_interface__, which builds a dict, 1.5.
@@ -241,7 +243,7 @@ _MEMORY = object.__basicsize__ // 8
 @njit(nogil=True, cache=True)
 def _aim(table, patch, a, b, c, d, scratch):
     """Fills in where a call's arrays lie. a, b, c, d: ids, and so addresses, of numpy's array objects; patch: how many
-    numbers of the table are addresses, then for each its place, which array it means, and the offset from there."""
+    numbers of the table are addresses, then for each its place, which array it means (the last: scratch), and the offset from there."""
     for i in range(peek(patch, 0)):
         place, which, offset = peek(patch, 1 + 3 * i), peek(patch, 2 + 3 * i), peek(patch, 3 + 3 * i)
         array = a if which == 0 else b if which == 1 else c if which == 2 else d
@@ -251,15 +253,14 @@ def _aim(table, patch, a, b, c, d, scratch):
 @njit(nogil=True, cache=True)
 def _aim_alone(table, patch, a, b, c, d, scratch):
     _aim(table, patch, a, b, c, d, scratch)
-    _reset(table)
-    _play(table, 0)
+    _alone(table)
 
 
 class Prepared:
     """A program for arrays of one geometry, which need not be there when it is made: only their addresses are filled in at a call.
 
-    phases: as in `table_of`, with stand-ins for addresses. elements: of scratch memory, whose stand-in is the one after
-    MOST_ARRAYS. work: operations in all; a call of few is played by one thread, for the others would come too late.
+    phases: as in `table_of`, with stand-ins for addresses: ARRAYS, and SCRATCH for `elements` numbers of scratch memory.
+    work: operations in all; a call of few is played by one thread, for the others would come too late.
     """
 
     def __init__(self, phases: list, elements: int, dtype, work: float):

@@ -32,6 +32,16 @@ def widths(dtype) -> list[int]:
     return [lanes >> i for i in range(3) if lanes >> i >= LEAST_LANES]
 
 
+def fitting(lanes: int, dtype) -> int:
+    """Lanes of the widest vector that so many fill; 1 if there is none."""
+    return next((w for w in widths(dtype) if w <= lanes), 1)
+
+
+def dividing(lanes: int, dtype) -> int:
+    """Lanes of the widest vector that cuts so many into whole ones; 1 if there is none."""
+    return next((w for w in widths(dtype) if lanes % w == 0), 1)
+
+
 @lru_cache(4096)
 def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
@@ -57,7 +67,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
 
 def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of a depthwise tile: enough sums to hide an addition's latency, few loads of weights."""
-    w = next(w for w in widths(dtype) if w <= lanes)
+    w = fitting(lanes, dtype)
     wide = next(c for c in (8, 7, 6, 5, 4, 3, 2, 1) if c <= columns)
     return (2 if wide <= 4 and rows >= 2 else 1), wide, 1, w
 
@@ -67,7 +77,7 @@ class DepthwiseWeights:
 
     def __init__(self, extents: tuple[int, int], steps: tuple[int, int, int], lanes: int, dtype):
         kh, kw = extents
-        w = next(w for w in widths(dtype) if w <= lanes)
+        w = fitting(lanes, dtype)
         wide = min(kw, 12)
         self.constants = wide, 1, w
         self.units = ceil(lanes / w) * kh * ceil(kw / wide)
@@ -136,6 +146,13 @@ def place(row, k, image, slot, T):
 
 
 # --- copies -------------------------------------------------------------------------------------------------
+
+
+@inline
+def inside(first, step, count, size):
+    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
+    low = 0 if first >= 0 else (-first + step - 1) // step
+    return low, max(low, min(count, (size - first + step - 1) // step))
 
 
 @inline

@@ -33,7 +33,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.program import LINE, fields, lines
 from tinynet.kernels.cpu.simd import TARGET, add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, relu, splats, stores, winners, zeros
-from tinynet.kernels.cpu.tiles import LEAST_LANES, copy, place, transpose, widths, zero
+from tinynet.kernels.cpu.tiles import LEAST_LANES, copy, fitting, place, transpose, widths, zero
 
 B = {
     2: ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1)),
@@ -75,7 +75,7 @@ class Tiles:
         """gradient: for `winograd_dw`, else for `winograd`."""
         down, across, matrices = ceil(rows / m), ceil(columns / m), (m + 2) ** 2
         high, vectors, w = _tile(channels if gradient else down * across, lanes, gradient, dtype)
-        self.constants = m, high, vectors, w, next(x for x in widths(dtype) if x <= channels)
+        self.constants = m, high, vectors, w, fitting(channels, dtype)
         side, least = (lanes, 1) if gradient else (vectors * w, high)
         fit = CACHE // (matrices * across * (channels + side) * np.dtype(dtype).itemsize)
         block = ceil(down / ceil(down / max(1, fit, ceil(least / across))))  # rows of tiles at a time, as many in each block
