@@ -236,7 +236,7 @@ ARRAYS, SCRATCH = tuple(i * STAND_IN for i in range(1, MOST_ARRAYS + 1)), (MOST_
 KEPT = 256  # prepared calls of each kind of kernel
 
 # numpy's array object is a header, as of any object, and then the address of its memory. Reading it there takes 0.1 us;
-# array.__array_interface__, which builds a dict, 1.5.
+# array.__array_interface__, which builds a dict, 1.6.
 _MEMORY = object.__basicsize__ // 8
 
 

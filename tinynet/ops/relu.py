@@ -9,7 +9,7 @@ from tinynet.tensor import Tensor
 
 @op
 def relu(k, x):
-    out = k.xp.zeros(x.shape, x.dtype)  # numpy compares two arrays three times as fast as an array and a number
+    out = k.xp.zeros(x.shape, x.dtype)  # numpy compares two arrays twice as fast as an array and a number
     return k.xp.maximum(x, out, out=out)
 
 
