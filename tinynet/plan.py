@@ -20,7 +20,6 @@ What can't be replayed, or has no program in it, runs as always, op by op: `expl
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -156,8 +155,6 @@ class NoPlan(Exception):
 
 def _planned(trace: Trace, result, math: str, recording: bool):
     """A Plan, or the reason why there is none."""
-    if os.environ.get("TINYNET_KERNELS"):
-        return "kernels are chosen by hand (use, TINYNET_KERNELS)"
     try:
         return trace.useless() or Plan(trace, result, math, recording)
     except NoPlan as reason:

@@ -14,7 +14,10 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.program import fields
-from tinynet.kernels.cpu.simd import TARGET, add, full, get, if_positive, kept, loads, multiply, outer_fma, pointer, pooled, put, relu, splats, stores, sums, transposed, winners, zeros
+from tinynet.kernels.cpu.simd import (
+    TARGET, add, counting, full, get, if_positive, kept, larger_with, loads, multiply, outer_fma, pointer, pooled, put, put_whole, relu, splats, stores, strided, sums,
+    transposed, winners, zeros,
+)  # fmt: skip
 
 # --- which tile ------------------------------------------------------------------------------------------
 
@@ -27,6 +30,16 @@ def widths(dtype) -> list[int]:
     """Lanes of a vector, the widest first: narrower ones waste less where there are few channels."""
     lanes = max(TARGET.lanes(dtype), LEAST_LANES)
     return [lanes >> i for i in range(3) if lanes >> i >= LEAST_LANES]
+
+
+def fitting(lanes: int, dtype) -> int:
+    """Lanes of the widest vector that so many fill; 1 if there is none."""
+    return next((w for w in widths(dtype) if w <= lanes), 1)
+
+
+def dividing(lanes: int, dtype) -> int:
+    """Lanes of the widest vector that cuts so many into whole ones; 1 if there is none."""
+    return next((w for w in widths(dtype) if lanes % w == 0), 1)
 
 
 @lru_cache(4096)
@@ -54,7 +67,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
 
 def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of a depthwise tile: enough sums to hide an addition's latency, few loads of weights."""
-    w = next(w for w in widths(dtype) if w <= lanes)
+    w = fitting(lanes, dtype)
     wide = next(c for c in (8, 7, 6, 5, 4, 3, 2, 1) if c <= columns)
     return (2 if wide <= 4 and rows >= 2 else 1), wide, 1, w
 
@@ -64,7 +77,7 @@ class DepthwiseWeights:
 
     def __init__(self, extents: tuple[int, int], steps: tuple[int, int, int], lanes: int, dtype):
         kh, kw = extents
-        w = next(w for w in widths(dtype) if w <= lanes)
+        w = fitting(lanes, dtype)
         wide = min(kw, 12)
         self.constants = wide, 1, w
         self.units = ceil(lanes / w) * kh * ceil(kw / wide)
@@ -133,6 +146,13 @@ def place(row, k, image, slot, T):
 
 
 # --- copies -------------------------------------------------------------------------------------------------
+
+
+@inline
+def inside(first, step, count, size):
+    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
+    low = 0 if first >= 0 else (-first + step - 1) // step
+    return low, max(low, min(count, (size - first + step - 1) // step))
 
 
 @inline
@@ -689,25 +709,26 @@ def dots(R, C, W, T):
 # --- pooling -----------------------------------------------------------------------------------------------------
 
 
-def max_pool(KR, KC, SR, SC, T):
-    """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
-    becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
+def max_pool(KR, KC, SR, SC, W, T):
+    """The largest of each KR x KC window of a plane, and its place: W windows of a row at a time, the last ones moved back
+    until they fit. Places are counted in T, which holds them exactly in planes of less than 2^24 pixels."""
 
     def kernel(row, plane, slot, chunk, share, shares):
         x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
         height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
         xo, yo = plane * height * width, plane * rows * columns
         for i in range(rows * share // shares, rows * (share + 1) // shares):
-            for j in range(columns):
+            for j in range(0, columns, W):
+                j = min(j, columns - W)
                 first = i * SR * width + j * SC
-                best, place = get(x, xo + first), np.int32(first)
+                best, place = strided(x, xo + first, SC, W), counting(y, T(first), T(SC), W)
+                start = place
                 for u in range(KR):
                     for v in range(KC):
-                        value = get(x, xo + first + u * width + v)
-                        better = (value > best) | ((value != value) & (best == best))
-                        best = value if better else best
-                        place = np.int32(first + u * width + v) if better else place
-                put(y, yo + i * columns + j, best)
-                put(argmax, yo + i * columns + j, place)
+                        if u + v > 0:
+                            found = add(start, full(y, T(u * width + v), 1, W))
+                            best, place = larger_with(best, place, strided(x, xo + first + u * width + v, SC, W), found)
+                stores(y, yo + i * columns + j, 1, 0, 1, 0, 1, W, best)
+                put_whole(argmax, yo + i * columns + j, place)
 
     return kernel
