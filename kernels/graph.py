@@ -12,12 +12,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Call:
-    """One application of an op: `output = op(*inputs, **parameters)`; an input that was left out is None."""
+    """One application of an op: `output = op(*inputs, **parameters)`; an input that was left out is None.
+
+    numbers: inputs that are Python numbers, by their place among `inputs`, which holds None there.
+    """
 
     op: str
     inputs: tuple[int | None, ...]
     output: int
     parameters: dict = field(hash=False, default_factory=dict)
+    numbers: dict[int, int | float] = field(hash=False, default_factory=dict)
 
 
 @dataclass

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import contextmanager
 
 import numpy as np
 
@@ -100,18 +99,23 @@ def edited(tensors) -> None:
                     _holds[key].edits += 1
 
 
-@contextmanager
-def writable(tensor):
-    """Yields the tensor's array for an edit in place, and marks older graphs as stale."""
-    key = id(owner_of(tensor.data))
-    with _mutex:
-        if key in _holds:
-            _set_writable(_holds[key], True)
-    try:
-        yield tensor.data
-    finally:
-        with _mutex:
-            if key in _holds:
-                _holds[key].edits += 1
-                _set_writable(_holds[key], False)
-        _settle()
+class writable:
+    """`with writable(tensor) as array:` is for an edit of its array in place; it marks older graphs as stale."""
+
+    def __init__(self, tensor):
+        self.array, self.key = tensor.data, id(owner_of(tensor.data))
+
+    def __enter__(self):
+        if _holds:
+            with _mutex:
+                if self.key in _holds:
+                    _set_writable(_holds[self.key], True)
+        return self.array
+
+    def __exit__(self, *_):
+        if _holds:
+            with _mutex:
+                if self.key in _holds:
+                    _holds[self.key].edits += 1
+                    _set_writable(_holds[self.key], False)
+            _settle()

@@ -56,20 +56,22 @@ class Optimizer:
             self._step()
 
     def _step(self) -> None:
-        for place, (parameter, state) in enumerate(zip(self.parameters, self.state)):
-            if parameter.grad is not None:
-                if (parameter.grad.shape, parameter.grad.dtype) != (parameter.shape, parameter.dtype):
-                    raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {parameter.grad.dtype} of shape {parameter.grad.shape}")
-                xp = array_module(parameter.device)
-                self.state_of(place)["t"] += 1
-                with guard.writable(parameter) as w:
-                    arrays = (w, parameter.grad, *(state[name] for name in self.arrays))
-                    if w.flags.c_contiguous:  # or flattening it would give a copy
-                        arrays = [a.reshape(-1) for a in arrays]
-                        for i in range(0, w.size, PIECE):
-                            self.update(xp, state["t"], *(a[i : i + PIECE] for a in arrays))
-                    else:
-                        self.update(xp, state["t"], *arrays)
+        for place, parameter in enumerate(self.parameters):
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
+                raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {gradient.dtype} of shape {gradient.shape}")
+            xp, state = array_module(parameter.device), self.state_of(place)
+            state["t"] += 1
+            with guard.writable(parameter) as w:
+                arrays = [w, gradient, *[state[name] for name in self.arrays]]
+                if w.size <= PIECE or not w.flags.c_contiguous:  # flattening would give a copy
+                    self.update(xp, state["t"], *arrays)
+                    continue
+                arrays = [a.reshape(-1) for a in arrays]
+                for i in range(0, w.size, PIECE):
+                    self.update(xp, state["t"], *(a[i : i + PIECE] for a in arrays))
 
     def state_of(self, place: int) -> dict:
         """What is kept for the parameter at this place; zeros before its first step."""

@@ -10,37 +10,36 @@
         optimizer.step()
         return loss
 
-The first call with new shapes runs as always while trace.py writes down what it does; from that, the backend makes a
-program of fused kernels (kernels/cpu/network.py). Later calls play the program. It reads parameters where they
-are, so whoever changes them is seen, and learning rates and the like from the optimiser itself.
+The first call with new shapes runs as always while trace.py writes down what it does. split.py makes parts of that:
+programs of fused kernels (fused.py), as long as the backend can make them, and single ops where it can't. Later calls
+play the parts. They read parameters where they are, so whoever changes them is seen, and learning rates and the like
+from the optimiser itself.
 
-What can't be a program runs as always, op by op: `explain()` says what and why.
+What can't be replayed, or has no program in it, runs as always, op by op: `explain()` says what and why.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial, update_wrapper
-from types import MethodType, SimpleNamespace
+from functools import update_wrapper
+from itertools import groupby
+from types import MethodType
 
 import numpy as np
 
-from tinynet import guard
 from tinynet.dispatch import chosen_by_hand
-from tinynet.kernels.graph import Graph, Unsupported
-from tinynet.mode import is_recording, traced_by
+from tinynet.fused import Step
+from tinynet.kernels.graph import Unsupported
+from tinynet.mode import is_recording, traced_by, tracing
 from tinynet.nn import Module
-from tinynet.optim import SGD, Adam, AdamW, Optimizer
-from tinynet.tape import Pulled
-from tinynet.tensor import FLOATS, Tensor
+from tinynet.split import Single, Splitting
+from tinynet.tensor import Tensor
 from tinynet.trace import Trace
 
 MOST = 16  # captures that are kept, of one compiled function
 MATH = ("strict", "winograd")
-COMPILED = SimpleNamespace(name="a compiled function")  # what stands for an op in its node
 
 
 def compile(function: Callable | None = None, *, math: str = "strict", most: int = MOST):
@@ -72,6 +71,8 @@ class Compiled:
             update_wrapper(self, function)
 
     def __call__(self, *args, **kwargs):
+        if tracing() is not None:  # within another compiled function, which writes down our ops as its own
+            return self.function(*args, **kwargs)
         leaves: list = []
         form = _flattened((args, kwargs), leaves) if kwargs else tuple([_flattened(a, leaves) for a in args])
         key = (form, tuple([m.training for m in self.modules]), is_recording(), chosen_by_hand())
@@ -91,7 +92,7 @@ class Compiled:
             new = [m for m in trace.modules if not any(m is known for known in self.modules)]
             self.modules += new
             key = (key[0], tuple([m.training for m in self.modules]), *key[2:])
-            self.plans[key] = _planned(trace, result, self.math, key[2], key[3])
+            self.plans[key] = _planned(trace, result, self.math, key[2])
             while len(self.plans) > self.most:
                 self.plans.popitem(last=False)
         return result
@@ -148,103 +149,48 @@ def _shapes(form) -> list[str]:
 # --- from a recording to a plan ------------------------------------------------------------------------------
 
 
-def _planned(trace: Trace, result, math: str, recording: bool, by_hand: bool):
+class NoPlan(Exception):
+    """Why a function runs as always."""
+
+
+def _planned(trace: Trace, result, math: str, recording: bool):
     """A Plan, or the reason why there is none."""
-    if by_hand or os.environ.get("TINYNET_KERNELS"):
-        return "kernels are chosen by hand (use, TINYNET_KERNELS)"
-    if trace.refused:
-        return trace.refused
-    if trace.made_inside():
-        return "an op reads an array or a tensor that the function makes for itself; make it outside, or pass it in"
-    if not trace.calls:
-        return "no op ran"
     try:
-        return Plan(trace, result, math, recording)
-    except Unsupported as unsupported:
-        c = unsupported.call
-        shapes = ", ".join(str(getattr(trace.values[v], "shape", None)) for v in c.inputs if v is not None)
-        return f"{c.op} ({shapes}) is in no program: {unsupported}"
-
-
-def _kind(optimizer: Optimizer) -> str:
-    """The kernel of its update (kernels/cpu/layers_kernels.py); none for optimisers that are not ours."""
-    if type(optimizer) is SGD:
-        return "momentum" if optimizer.momentum else "sgd"
-    return "adam" if type(optimizer) in (Adam, AdamW) else ""
+        return trace.useless() or Plan(trace, result, math, recording)
+    except NoPlan as reason:
+        return str(reason)
 
 
 class Plan:
-    """One capture as a program, with what it needs from outside at every call."""
+    """One capture as parts that are played one after the other, and what the function does with their results."""
 
     def __init__(self, trace: Trace, result, math: str, recording: bool):
-        first = trace.calls[0]
-        self.leaves = {}  # value -> place among the arguments
-        self.tensors = {}  # value -> a tensor or an array of outside
-        for place, argument in enumerate(trace.arguments):
-            if trace.numbers[id(argument)] != place:
-                raise Unsupported(first, "one array was given for two arguments")
-            self.leaves[place] = place
-        self.tensors.update(trace.outside)
-        used = {v for call in trace.calls for v in call.inputs if v is not None}
-        arrays = {v: trace.values[v].data if isinstance(trace.values[v], Tensor) else trace.values[v] for v in used | {c.output for c in trace.calls}}
-        devices = {t.device for v in used if isinstance(t := trace.values[v], Tensor)}
-        dtype = trace.values[trace.calls[-1].output].dtype
-        if devices - {"cpu"}:
-            raise Unsupported(first, f"tensors are on {', '.join(sorted(devices))}; programs run on cpu")
-        for call in trace.calls:
-            if arrays[call.output].dtype != dtype or dtype not in FLOATS:
-                raise Unsupported(call, f"its result is {arrays[call.output].dtype}, that of the last op {dtype}")
+        if any(trace.numbers[id(argument)] != place for place, argument in enumerate(trace.arguments)):
+            raise NoPlan("one array was given for two arguments")
+        devices = {value.device for value in trace.values if isinstance(value, Tensor)} - {"cpu"}
+        if devices:
+            raise NoPlan(f"tensors are on {', '.join(sorted(devices))}; programs run on cpu")
         self.results: list[int] = []
         self.form = self._returned(trace, result)
-        self.recording = recording
-        self.optimizer: Optimizer | None = trace.optimizer
-        self.zeroed = list({id(t): t for t in trace.zeroed}.values())
-        outside = [v for v in used if v in self.leaves or v in self.tensors]
-        gradients = [v for v in outside if recording and isinstance(trace.values[v], Tensor) and trace.values[v].requires_grad]
-        self.seeds: tuple[int, ...] = ()
-        loss = None
-        if trace.root is not None:
-            loss = trace.numbers[id(trace.root)]
-            if trace.calls[-1].output != loss or trace.root.shape:
-                raise Unsupported(trace.calls[-1], "backward starts from something else than the loss that is computed last")
-            if any(v in self.leaves for v in gradients):
-                raise Unsupported(first, "an argument needs a gradient; in a whole step only parameters may")
-        elif gradients:
-            if len(self.results) != 1:
-                raise Unsupported(trace.calls[-1], "of a function whose graph goes on, one result alone can be compiled; return one tensor")
-            self.seeds = (self.results[0],)
-            if trace.calls[-1].op in ("cross_entropy", "nll_loss") and trace.calls[-1].output == self.results[0]:
-                loss = self.results[0]  # whose gradient is known up to a factor, which comes with backward
-        for v in self.results + list(gradients):
-            if arrays[v].dtype != dtype:
-                raise Unsupported(first, f"dtypes {arrays[v].dtype} and {dtype} meet")
-        batched = {v for v in self.leaves if v in used}
-        graph = Graph({v: a.shape for v, a in arrays.items()}, dtype, trace.calls, outside, batched, self.results, loss, gradients if loss is not None or self.seeds else [])
-        self._optimise(graph, trace)
-        from tinynet.kernels.cpu.network import Network
-
-        self.network = Network(graph, self.seeds, math)
-        self.graph, self.dtype = graph, dtype
-        self.parameters = [(v, t if isinstance(t, Tensor) else Tensor(t)) for v, t in self.tensors.items() if v in used]
-        self.known = [(t, t.data, t._requires_grad) for _, t in self.parameters]
-        if not all(array.flags.c_contiguous for _, array, _ in self.known):
-            raise Unsupported(first, "a parameter does not lie in one piece; use np.ascontiguousarray")
-        self.inputs = [(v, i, trace.values[v].dtype.kind in "iub") for v, i in self.leaves.items() if v in used]
-        self.targets = [(c.op, v, graph.shapes[c.inputs[0]][1]) for c in trace.calls if c.op in ("cross_entropy", "nll_loss") for v in (c.inputs[1],)]
-        self.trained = [(v, self.tensors[v]) for v in graph.gradients if v in self.network.weight_gradients or v in self.network.stepped]
-        self.arenas: list = []
+        splitting = Splitting(trace, self.results, recording, math)
+        self.root, self.optimizer, self.apart = splitting.root, trace.optimizer, ""
+        self.whole = self._whole_step(splitting)
+        self.parts = [self.whole] if self.whole else splitting.parts()
+        if all(isinstance(part, Single) for part in self.parts):
+            raise NoPlan("; ".join(dict.fromkeys(part.reason for part in self.parts)))
+        places = {id(argument): place for place, argument in enumerate(trace.arguments)}
+        self.zeroed = [places.get(id(t), t) for t in trace.zeroed]  # tensors, or the places of arguments
+        self.tensors = [t for t in trace.outside.values() if isinstance(t, Tensor)]
+        self.known = [(t, t.data, t._requires_grad) for t in self.tensors]
+        self.done = self._done()
         self.stepping = threading.Lock()
-        places = {id(p): i for i, p in enumerate(self.optimizer.parameters)} if self.optimizer is not None else {}
-        self.updated = [(v, places[id(self.tensors[v])]) for v in graph.updates]
-        kept = {id(t) for t in self.zeroed}
-        self.adding = [t for _, t in self.trained if id(t) not in kept] if graph.updates else []
 
     def _returned(self, trace: Trace, result):
         """The form of what the function returned, with the number of a value for each tensor."""
         if isinstance(result, Tensor):
             number = trace.numbers.get(id(result))
-            if number is None or all(c.output != number for c in trace.calls):
-                raise Unsupported(trace.calls[-1], "the function returns a tensor that no op of it made")
+            if number not in trace.ops:
+                raise NoPlan("the function returns a tensor that no op of it made")
             if number not in self.results:
                 self.results.append(number)
             return ("value", number)
@@ -254,19 +200,24 @@ class Plan:
             return (dict, {k: self._returned(trace, r) for k, r in result.items()})
         if result is None or isinstance(result, (str, int)):
             return ("constant", result)
-        raise Unsupported(trace.calls[-1], f"the function returns a {type(result).__name__}; return tensors")
+        raise NoPlan(f"the function returns a {type(result).__name__}; return tensors")
 
-    def _optimise(self, graph: Graph, trace: Trace) -> None:
-        optimizer = self.optimizer
-        if optimizer is None:
-            return
-        self.kind = _kind(optimizer)
-        if not self.kind:
-            raise Unsupported(trace.calls[-1], f"{type(optimizer).__name__} is no SGD, Adam or AdamW; leave its step outside of the function")
-        values = {id(self.tensors[v]): v for v in graph.gradients if v in self.tensors}
-        if any(id(p) not in values for p in optimizer.parameters):
-            raise Unsupported(trace.calls[-1], "the optimiser has parameters that the loss does not depend on")
-        graph.updates.update({values[id(p)]: self.kind for p in optimizer.parameters})
+    def _whole_step(self, splitting: Splitting) -> Step | None:
+        if self.root is None:
+            return None
+        try:
+            return splitting.step()
+        except Unsupported as unsupported:
+            self.apart = splitting.sentence(unsupported.call, str(unsupported))
+            return None
+
+    def _done(self) -> list[list[int]]:
+        """For every part, the values that nobody reads after it: their memory is free then, as when the function runs."""
+        read, found = {*self.results, self.root}, []
+        for part in reversed(self.parts):
+            found.append([v for v in set(part.inputs) if v not in read])
+            read.update(part.inputs)
+        return found[::-1]
 
     # --- a call ---------------------------------------------------------------------------------------------------
 
@@ -275,147 +226,61 @@ class Plan:
         for place, (t, array, needs) in enumerate(self.known):
             if (t.data is not array or t._requires_grad is not needs) and not self._still_fits(place):
                 return False
-        return self.optimizer is None or _kind(self.optimizer) == self.kind  # SGD with momentum is another kernel than without
+        return self.whole is None or self.whole.fits()
 
     def _still_fits(self, place: int) -> bool:
         """Whether a parameter's new array can take the old one's place."""
-        v, t = self.parameters[place]
-        array, old = t.data, self.known[place][1]
-        if (array.shape, array.dtype) != (old.shape, old.dtype) or not array.flags.c_contiguous or t._requires_grad is not self.known[place][2]:
+        t, old, needs = self.known[place]
+        array = t.data
+        if (array.shape, array.dtype) != (old.shape, old.dtype) or array.flags.c_contiguous < old.flags.c_contiguous or t._requires_grad is not needs:
             return False
-        self.known[place] = (t, array, t._requires_grad)
+        self.known[place] = (t, array, needs)
         return True
 
     def adds(self) -> bool:
-        """Whether gradients of an earlier step are there, to which this one would add before the optimiser runs."""
-        return any(t._grad is not None for t in self.adding)
+        """Whether gradients are there that a whole step can't add to."""
+        return self.whole is not None and self.whole.adds()
 
     def __call__(self, leaves: list):
-        if self.seeds:
-            return self._recorded(leaves)
-        if self.trained:
-            with self.stepping:
-                return self._step(leaves)
-        arena = self._arena()
-        try:
-            self._bind(arena, leaves)
-            found = self._bind_results(arena)
-            self.network.play(arena)
-            self._check(arena)
-        finally:
-            self.arenas.append(arena)
-        return self._formed(self.form, found)
+        values = dict(enumerate(leaves))
+        if self.root is None or self.whole:
+            self._play(values)
+            return self._formed(self.form, values)
+        with self.stepping:
+            for t in self.zeroed:
+                (leaves[t] if isinstance(t, int) else t).grad = None
+            self._play(values)
+            values[self.root].backward()
+            if self.optimizer is not None:
+                self.optimizer.step()
+        return self._formed(self.form, values)
 
-    def _arena(self):
-        try:
-            return self.arenas.pop()
-        except IndexError:
-            return self.network.arena()
+    def _play(self, values: dict) -> None:
+        for part, done in zip(self.parts, self.done):
+            part(values)
+            for v in done:
+                del values[v]
 
-    def _bind(self, arena, leaves: list) -> None:
-        for v, t in self.parameters:
-            arena.bind(v, t.data)
-        for v, place, integers in self.inputs:
-            leaf = leaves[place]
-            array = leaf.data if isinstance(leaf, Tensor) else leaf
-            if integers and array.dtype != np.int64:
-                array = array.astype(np.int64)
-            arena.bind(v, array if array.flags.c_contiguous else np.ascontiguousarray(array))
-
-    def _bind_results(self, arena) -> dict:
-        found = {}
-        for v in self.results:
-            array = np.empty(self.graph.shapes[v], self.dtype)
-            arena.bind(("result", v), array)
-            found[v] = Tensor(array)
-        return found
-
-    def _formed(self, form, found: dict):
+    def _formed(self, form, values: dict):
         kind, inside = form
         if kind == "value":
-            return found[inside]
+            return values[inside]
         if kind == "constant":
             return inside
-        return {k: self._formed(f, found) for k, f in inside.items()} if kind is dict else kind(self._formed(f, found) for f in inside)
-
-    def _check(self, arena) -> None:
-        if not arena.fault[0]:
-            return
-        arena.fault[0] = 0
-        for op, v, classes in self.targets:
-            target = arena.bound[v]
-            if target.min() < 0 or target.max() >= classes:
-                raise ValueError(f"{op}: classes run from 0 to {classes - 1}; target holds {int(target.min())} to {int(target.max())}")
-
-    # --- a whole step -----------------------------------------------------------------------------------------------
-
-    def _step(self, leaves: list):
-        zeroed = {id(t) for t in self.zeroed}
-        for t in self.zeroed:
-            t._grad = None
-        before = [None if id(t) in zeroed else t.grad for _, t in self.trained]
-        arena = self._arena()
-        try:
-            self._bind(arena, leaves)
-            states = self._hyper(arena) if self.optimizer is not None else ()
-            found = self._bind_results(arena)
-            self.network.play(arena)
-            self._check(arena)
-            for (v, t), old in zip(self.trained, before):
-                later = partial(self.network.gradient, arena, v)
-                t._grad = later if old is None else old + later()
-            for state in states:
-                state["t"] += 1
-        finally:
-            self.arenas.append(arena)
-        if states:
-            guard.edited(t for _, t in self.trained)
-        return self._formed(self.form, found)
-
-    def _hyper(self, arena) -> list[dict]:
-        """Writes the optimiser's numbers as they are now, and where its state lies; the states of the parameters."""
-        optimizer, names = self.optimizer, self.optimizer.arrays
-        states = [optimizer.state_of(place) for _, place in self.updated]
-        steps = [state["t"] + 1 for state in states]
-        numbers = optimizer.numbers(steps[0])
-        if min(steps) != max(steps):
-            arena.numbers = None
-            for row, t in zip(arena.hyper, steps):
-                row[: len(numbers)] = optimizer.numbers(t)
-        elif arena.numbers != numbers:
-            arena.numbers = numbers
-            arena.hyper[:, : len(numbers)] = numbers
-        for (v, _), state in zip(self.updated, states):
-            for name, key in zip(names, ("first", "second")):
-                arena.bind((key, v), state[name])
-        return states
-
-    # --- a part of a larger graph --------------------------------------------------------------------------------------
-
-    def _recorded(self, leaves: list) -> Tensor:
-        """The forward pass, and a node whose backward is the program's other half."""
-        arena = self._arena()  # the node's, until its graph is released
-        self._bind(arena, leaves)
-        found = self._bind_results(arena)
-        self.network.play(arena)
-        tensors = [self.tensors.get(v) if v in self.tensors else leaves[self.leaves[v]] for v in self.graph.gradients]
-        self._check(arena)
-        result = found[self.seeds[0]]
-        arrays = [arena.bound[v] for v, *_ in self.parameters] + [arena.bound[v] for v, *_ in self.inputs]
-
-        def pull_back(dy):
-            arena.bind(("dy", self.seeds[0]), np.ascontiguousarray(dy))
-            shares = {v: np.empty(self.graph.shapes[v], self.dtype) for v in self.graph.gradients if v in self.leaves}
-            for v, share in shares.items():
-                arena.bind(("gradient", v), share)
-            self.network.play(arena, 1)
-            for v, _ in self.trained:
-                shares[v] = self.network.gradient(arena, v)
-            factor = dy if self.graph.loss is not None and dy != 1 else None
-            return [shares[v] if factor is None else shares[v] * factor for v in self.graph.gradients]
-
-        result.made_by(Pulled(COMPILED, tensors, arrays, pull_back, lambda: self.arenas.append(arena)))
-        return self._formed(self.form, found)
+        return {k: self._formed(f, values) for k, f in inside.items()} if kind is dict else kind(self._formed(f, values) for f in inside)
 
     def explain(self) -> str:
-        return self.network.explain()
+        """What runs as one kernel, and what does not and why."""
+        programs = [part for part in self.parts if not isinstance(part, Single)]
+        if len(self.parts) == 1 and not self.apart:
+            return programs[0].explain()
+        lines = [f"{len(programs)} programs, {len(self.parts) - len(programs)} ops by themselves"]
+        for single, stretch in groupby(self.parts, lambda part: isinstance(part, Single)):
+            if single:
+                words = [part.reason for part in stretch]
+                lines += [word + (f" (x {words.count(word)})" if words.count(word) > 1 else "") for word in dict.fromkeys(words)]
+            else:
+                lines += [f"program {programs.index(part)}: " + part.explain().replace("\n", "\n    ") for part in stretch]
+        if self.apart:
+            lines.append(f"backward goes from part to part{', and the optimiser steps by itself' if self.optimizer else ''}, since {self.apart}")
+        return "\n".join(lines)

@@ -2,18 +2,23 @@
 
 The function runs as always, and ops, backward, optimisers and modules report here. Everything that a replay could
 not see makes the recording useless, and says so: values that leave the tensors (a print of a loss, an if on
-one), gradients that are edited, arrays that the function makes for itself.
+one), gradients that are edited, arrays that the function makes for itself, random numbers.
 """
 
 from __future__ import annotations
 
+import pickle
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinynet.dispatch import chosen_by_hand
+from tinynet.guard import owner_of
 from tinynet.kernels.graph import Call
 from tinynet.mode import is_recording
+from tinynet.random import generator
 from tinynet.tensor import Tensor
 
 
@@ -23,15 +28,18 @@ class Trace:
 
     arguments: list
     calls: list[Call] = field(default_factory=list)
+    ops: dict[int, object] = field(default_factory=dict)  # the result of a call -> the op that made it
     values: list = field(default_factory=list)  # number -> the array or tensor, kept alive so that ids stay theirs
     numbers: dict[int, int] = field(default_factory=dict)  # id -> number
     outside: dict[int, object] = field(default_factory=dict)  # values that no call made and no argument is
+    copies: set[int] = field(default_factory=set)  # arguments that are read as copies
     zeroed: list[Tensor] = field(default_factory=list)
     modules: list = field(default_factory=list)
     root: Tensor | None = None  # what backward started from
     optimizer: object = None
     recording: bool = field(default_factory=is_recording)
     refused: str = ""  # why this recording is useless
+    random: bytes = field(default_factory=lambda: _random_state())
 
     def __post_init__(self):
         for argument in self.arguments:
@@ -47,9 +55,8 @@ class Trace:
     def _known(self, value) -> int:
         """The number of an op's input: an argument, the result of a call, or something from outside of the function."""
         if id(value) not in self.numbers:
-            array = value.data if isinstance(value, Tensor) else value
             for number, argument in enumerate(self.arguments):
-                if array is argument or isinstance(argument, Tensor) and array is argument.data and not value.requires_grad:
+                if _array(value) is _array(argument) and not _needs(value) and not _needs(argument):
                     return number  # Tensor(x) of an argument x, or its array
             self.outside[self._number(value)] = value
         return self._number(value)
@@ -57,24 +64,30 @@ class Trace:
     # --- what the engine reports -------------------------------------------------------------------------------
 
     def call(self, op, tensors: list, arrays: list, parameters: dict, result: Tensor) -> None:
-        inputs = []
-        for name, tensor, array in zip(op.inputs, tensors, arrays):
+        inputs, numbers = [], {}
+        for place, (tensor, array) in enumerate(zip(tensors, arrays)):
             if tensor is None and not isinstance(array, np.ndarray):
                 if array is not None:
-                    self.refuse(f"{op.name} has a number for an input; only single kernels take one")
+                    numbers[place] = array
                 inputs.append(None)
             else:
                 inputs.append(self._known(tensor if tensor is not None else array))
+        if any(_has_array(value) for value in parameters.values()):
+            self.refuse(f"{op.name} has an array for a parameter, and a replay could not see where it came from")
         if self.root is not None:
             self.refuse(f"{op.name} comes after backward")
+        if chosen_by_hand():
+            self.refuse("kernels are chosen by hand (use, TINYNET_KERNELS)")
         if is_recording() != self.recording:
             self.refuse("it turns recording on or off (no_grad) for some of its ops")
-        self.calls.append(Call(op.name, tuple(inputs), self._number(result), {**op.defaults, **parameters}))
+        self.calls.append(Call(op.name, tuple(inputs), self._number(result), {**op.defaults, **parameters}, numbers))
+        self.ops[self.calls[-1].output] = op
 
     def copied(self, values, made: Tensor) -> None:
         """tinynet.tensor(x): to a replay it is x."""
-        if id(values) in self.numbers and getattr(values, "dtype", None) == made.dtype:
+        if id(values) in self.numbers and getattr(values, "dtype", None) == made.dtype and made.device == "cpu" and not made.requires_grad:
             self.numbers[id(made)] = self.numbers[id(values)]
+            self.copies.add(self.numbers[id(values)])
             self.values.append(made)
 
     def backward(self, root: Tensor, gradient, retain: bool) -> None:
@@ -106,7 +119,41 @@ class Trace:
 
     # --- afterwards ------------------------------------------------------------------------------------------------
 
-    def made_inside(self) -> bool:
+    def useless(self) -> str:
+        """Why this recording can't be replayed; "" if it can."""
+        if not self.refused and _random_state() != self.random:
+            self.refuse("it draws random numbers, and a replay would use these again")
+        if self._made_inside():
+            self.refuse("an op reads an array or a tensor that the function makes for itself; make it outside, or pass it in")
+        if self._taken_out():
+            self.refuse("an op reads an argument or a result past its graph (detach, data), and a replay could not see where it came from")
+        return self.refused or ("" if self.calls else "no op ran")
+
+    def _made_inside(self) -> bool:
         """Whether an input of an op was made by the function for itself: once it has returned, only this recording holds it."""
-        # 4: `outside`, `values`, the loop's variable, and the argument of getrefcount itself
-        return any(sys.getrefcount(value) <= 4 for value in self.outside.values())
+        nodes = [self.values[call.output].node for call in self.calls]
+        edges = Counter(id(edge) for node in nodes if node is not None for edge in node.edges)
+        # 4: `outside`, `values`, the loop's variable, and the argument of getrefcount itself; and the results' own graph
+        return any(sys.getrefcount(value) <= 4 + edges[id(value)] for value in self.outside.values())
+
+    def _taken_out(self) -> bool:
+        """Whether what seems to be from outside is the memory of an argument or a result, kept somewhere by the function."""
+        inside = {id(_array(v)) for v in [*self.arguments, *(self.values[c.output] for c in self.calls)]}
+        return any(id(a) in inside or id(owner_of(a)) in inside for a in map(_array, self.outside.values()))
+
+
+def _array(value) -> np.ndarray:
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _has_array(value) -> bool:
+    return isinstance(value, (np.ndarray, Tensor)) or isinstance(value, (tuple, list)) and any(map(_has_array, value))
+
+
+def _needs(value) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def _random_state() -> bytes:
+    """Of tinynet's generator and of numpy's global one."""
+    return pickle.dumps((generator().bit_generator.state, np.random.get_state(legacy=False)))

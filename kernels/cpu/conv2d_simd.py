@@ -32,13 +32,12 @@ from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import layers, threads, tiles
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
-from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, lines, named, row
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
 
 # A call is prepared once for its shapes, and then only told where its arrays lie (program.Prepared): stand-ins for these.
-X, WEIGHT, BIAS, OUT = (i * STAND_IN for i in (1, 2, 3, 4))
-KEPT = 256  # prepared calls of each kind
+X, WEIGHT, BIAS, OUT = ARRAYS
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
@@ -78,7 +77,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     (top, _), (left, right) = padding
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), y.rows, shares, any(map(any, padding)))
     result = Leaving(y, groups, 1, y.rows, shares)
-    base = OUT + STAND_IN
+    base = SCRATCH
     target = base + slots * copy.slot
     w = target + slots * result.slot
     lay, w_group = _laid(weight_shape, groups, True, WEIGHT, w, dtype)
@@ -140,7 +139,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
     sides = (max(-near, 0), max(columns + far - dy.columns, 0))
     copy = Entering(dy, 1, -up, low - up + 1, sides, rows, shares, not inside)
     result = Leaving(dx, groups, stride[0], rows, shares)
-    base = OUT + STAND_IN
+    base = SCRATCH
     target = base + slots * copy.slot
     w = target + slots * result.slot
     lay, w_group = _laid(weight_shape, groups, False, WEIGHT, w, dtype)
@@ -189,7 +188,7 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
-    base = OUT + STAND_IN
+    base = SCRATCH
     target = base + slots * copy.slot
     sums = target + slots * turned * dy.item
     images = copy.rows_of(base, dtype)
@@ -209,3 +208,29 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
     return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype, flops)
+
+
+# --- gradient of the bias ----------------------------------------------------------------------------------------
+
+
+@implements("conv2d_db", device="cpu", variant="simd", default=True)
+def conv2d_db(dy, *, layout, out):
+    _bias_gradient(dy.shape, dy.dtype.type, layout, threads.count())(np.ascontiguousarray(dy), out)
+
+
+@lru_cache(KEPT)
+def _bias_gradient(dy_shape, dtype, layout, slots) -> Prepared:
+    dy = Images(dy_shape, layout, dtype, X)
+    flops, y = prod(dy_shape), ARRAYS[1]
+    if dy.first:
+        numbers = dict(images=dy.n, run=dy.rows * dy.columns, image=dy.image, plane=dy.channel, dy=X, y=y)
+        kernel = compiled(layers.plane_sums, max(tiles.TARGET.lanes(dtype), tiles.LEAST_LANES), dtype)
+        return Prepared([([named(kernel, layers.PLANES, numbers)], dy.channels, *shared(dy.channels, 1))], 0, dtype, flops)
+    # Sums of some images each, and then those: how many depends on the shapes alone, as for the weights' gradient.
+    chunks, sums, w = max(1, min(dy.n, 8)), SCRATCH, tiles.dividing(dy.channels, dtype)
+    size = lines(dy.channels, dtype)
+    images = dict(rows=dy.rows, columns=dy.columns, lanes=dy.channels, dy=(X, 0, dy.image * dy.item), dy_y=dy.row, dy_x=dy.column, sums=sums, sums_chunk=size * dy.item)
+    zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * size, y=sums))
+    summed = named(compiled(layers.channel_sums, w, dtype), layers.SPREAD, images)
+    added = named(compiled(layers.row_sums, dtype), layers.FEATURES, dict(count=dy.channels, images=chunks, dy=sums, dy_row=size, y=y))
+    return Prepared([([zeros], 1, 1, 1), ([summed], dy.n, chunks, max(1, min(8 // chunks, dy.channels // w))), ([added], 1, 1, 1)], chunks * size, dtype, flops)

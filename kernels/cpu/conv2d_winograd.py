@@ -31,8 +31,8 @@ from tinynet.kernels.cpu import conv2d_simd, threads
 from tinynet.kernels.cpu import tiles_winograd as kernels
 from tinynet.kernels.cpu.images import Images, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
-from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch, table_of
-from tinynet.kernels.cpu.tiles import widths
+from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
+from tinynet.kernels.cpu.tiles import fitting
 from tinynet.kernels.cpu.tiles_winograd import Tiles
 
 
@@ -60,15 +60,12 @@ def _takes(m: int, weight, stride, dilation, groups, y: Images) -> bool:
 # --- calls as programs --------------------------------------------------------------------------------------------------
 
 
-def _width(lanes: int, dtype) -> int:
-    return next(w for w in widths(dtype) if w <= lanes)
-
-
 def _cut(dtype, *sizes: int) -> list[int]:
     """Scratch memory in pieces of so many elements: their addresses."""
     starts = np.cumsum([0, *(lines(size, dtype) for size in sizes)])
-    base = address_of(scratch(int(starts[-1]), dtype))
-    return [base + int(start) * np.dtype(dtype).itemsize for start in starts[:-1]]
+    item = np.dtype(dtype).itemsize
+    base = scratch_address(int(starts[-1]) * item)
+    return [base + int(start) * item for start in starts[:-1]]
 
 
 class _Places:
@@ -103,7 +100,7 @@ def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, f
     """y = x, after `top` rows and `left` columns of zeros, convolved; flip: with the weights of the images' gradient."""
     weight, dtype, item, slots = np.ascontiguousarray(weight), x.array.dtype.type, x.item, threads.count()
     channels, lanes, high, wide = lanes_of(x.channels), lanes_of(y.channels), y.rows + 2, y.columns + 2
-    tiles, w = Tiles(m, y.rows, y.columns, channels, lanes, dtype), _width(lanes, dtype)
+    tiles, w = Tiles(m, y.rows, y.columns, channels, lanes, dtype), fitting(lanes, dtype)
     chunks, shares = shared(x.n, y.rows)
     places = _Places(x.n, shares > 1)
     apart = y.first or lanes > y.channels  # else tiles store their outputs where they belong
@@ -153,7 +150,7 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
     (top, _), (left, _) = window["padding"]
     dtype, item, slots = x.array.dtype.type, x.item, threads.count()
     channels, lanes, high, wide = lanes_of(x.channels), lanes_of(dy.channels), ceil(dy.rows / m) * m, ceil(dy.columns / m) * m
-    tiles, w = Tiles(m, dy.rows, dy.columns, channels, lanes, dtype, gradient=True), _width(lanes, dtype)
+    tiles, w = Tiles(m, dy.rows, dy.columns, channels, lanes, dtype, gradient=True), fitting(lanes, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     size = (m + 2) ** 2 * channels * lanes
     chunks = max(1, min(x.n, 8, MOST_SUMS // size))

@@ -31,7 +31,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        words = [self.kind, "+ bias" if self.bias is not None else "", "+ add" if self.other is not None and self.kind != "add" else ""]
+        words = [self.kind, "+ bias" if self.bias is not None else "", "+ add" if self.other is not None and self.weight is not None else ""]
         return " ".join(filter(None, [*words, "+ relu" if self.relu and self.kind != "relu" else "", "+ max_pool2d" if self.pool else ""]))
 
 
@@ -42,7 +42,8 @@ FUSED = {
 
 
 class Fusing:
-    """Units of a graph, in an order in which they can run. Raises Unsupported for the first call that has no kernel."""
+    """Units of a graph, in an order in which they can run. Raises Unsupported for the first call that has no kernel: the calls
+    before it are a graph that has."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
@@ -50,6 +51,7 @@ class Fusing:
         self.made: dict[int, Unit] = {}  # value -> the unit whose result it is
         self.layouts: dict[int, str] = {}  # of images
         self.units: list[Unit] = []
+        self.weights: set[int] = set()  # that layers so far read
         self.images = next((graph.shapes[v][0] for v in graph.outside if v in graph.batched and graph.shapes[v]), 0)
         for call in reversed(graph.calls):  # what reads images says how their axes lie; ReLU and sums pass it on
             layout = call.parameters.get("layout") or self.layouts.get(call.output, "NCHW")
@@ -67,7 +69,7 @@ class Fusing:
             raise Unsupported(call, "its first input is no batch of images or rows")
         first = self.graph.shapes[call.inputs[0]]
         if not first or first[0] != self.images or prod(first) == 0:
-            raise Unsupported(call, f"its input {first} is no batch of {self.images}")
+            raise Unsupported(call, f"its input {first} is no batch of {self.images or 'images or rows'}")
 
     def alone(self, value: int) -> bool:
         """Whether the one call at hand is all that reads the value."""
@@ -92,11 +94,12 @@ class Fusing:
             raise Unsupported(call, f"it reads its input as {layout}, others as {self.layouts[value]}")
 
     def outer(self, call: Call, *values) -> None:
-        for v in values:
-            if v is not None and (v not in self.graph.outside or v in self.graph.batched):
+        for v in filter(lambda v: v is not None, values):
+            if v not in self.graph.outside or v in self.graph.batched:
                 raise Unsupported(call, "its weights are computed by other ops")
-            if v is not None and v in self.graph.gradients and self.uses[v] > 1:
+            if v in self.graph.gradients and v in self.weights:
                 raise Unsupported(call, "its weights are another layer's too, and gradients are not added up between layers")
+            self.weights.add(v)
 
     # --- images ---------------------------------------------------------------------------------------------
 
@@ -215,8 +218,8 @@ class Fusing:
             raise Unsupported(call, "its target is not one class for each row")
         if call.parameters["reduction"] not in ("mean", "sum"):
             raise Unsupported(call, "losses that are not reduced to one number are left to single kernels")
-        if self.uses[call.output] > (call.output in self.graph.results):
-            raise Unsupported(call, "other ops go on from the loss")
+        if any(unit.kind in ("cross_entropy", "nll_loss") for unit in self.units):
+            raise Unsupported(call, "a program has one loss")
         self.start(call.op, call, x, other=target)
 
     cross_entropy = nll_loss = loss

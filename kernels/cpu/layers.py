@@ -27,6 +27,9 @@ POOL = fields(
 )  # fmt: skip
 MAXIMUM, AVERAGE, AVERAGE_INSIDE = range(3)  # the last counts only what lies inside the image
 SPREAD = fields("rows columns lanes dy dy_slot dy_image dy_y dy_x winner winner_slot winner_image winner_y winner_x dz dz_slot dz_image dz_y dz_x sums sums_chunk")
+PLANES = fields("images run image plane dy y")
+MAX_POOL = fields("x y argmax height width lanes rows columns kr kc sr sc dr dc top left")
+SCATTER = fields("dy argmax dx outputs inputs lanes")
 
 # --- each number by itself ---------------------------------------------------------------------------------------------
 
@@ -44,10 +47,10 @@ UPDATE = fields("count w g first second hyper fault")
 # --- the kernels, in layers_kernels.py ---------------------------------------------------------------------
 
 (
-    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, combine, softmax, softmax_back,
+    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, softmax, softmax_back,
     log_softmax, log_softmax_back, log, log_back, nll_loss, cross_entropy, total, row_sums, sgd, momentum, adam,
 ) = kernels_in(
     "layers_kernels",
-    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums combine softmax softmax_back "
+    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine softmax softmax_back "
     "log_softmax log_softmax_back log log_back nll_loss cross_entropy total row_sums sgd momentum adam",
 )  # fmt: skip

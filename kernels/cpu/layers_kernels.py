@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.layers import BRING, COMBINE, FEATURES, FILL, PACK, POOL, ROWS, SPREAD, TURN, UPDATE
-from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, zeros
+from tinynet.kernels.cpu.layers import BRING, COMBINE, FEATURES, FILL, PACK, PLANES, POOL, ROWS, SPREAD, TURN, UPDATE
+from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
-from tinynet.kernels.cpu.tiles_kernels import copy, place, transpose
+from tinynet.kernels.cpu.tiles_kernels import copy, inside, place, transpose
 
 # --- into the program's memory, and out of it -----------------------------------------------------------------
 
@@ -151,13 +151,6 @@ def depthwise_dw(WIDE, V, W, T):
 
 
 @inline
-def _inside(first, step, count, size):
-    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
-    low = 0 if first >= 0 else (-first + step - 1) // step
-    return low, max(low, min(count, (size - first + step - 1) // step))
-
-
-@inline
 def _counted(first, count, inside, size, after, average):
     """How many places of a window along one axis an average is over."""
     return inside if average == 2 else min(first + count, size + after) - first
@@ -174,10 +167,10 @@ def pool(W, T):
         y, y_y, y_x = place(row, POOL.y, image, slot, T), get(row, POOL.y_y), get(row, POOL.y_x)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             h = i * sr - top
-            u0, u1 = _inside(h, dr, kr, height)
+            u0, u1 = inside(h, dr, kr, height)
             for j in range(columns):
                 l = j * sc - left
-                v0, v1 = _inside(l, dc, kc, width)
+                v0, v1 = inside(l, dc, kc, width)
                 for o in range(0, lanes, W):
                     o = min(o, lanes - W)
                     if average == 0:
@@ -223,10 +216,10 @@ def pool_back(W, T):
                     stores(dx, h * dx_y + l * dx_x + o, 1, 0, 1, 0, 1, W, start)
             for i in range(rows):
                 h = i * sr - top
-                u0, u1 = _inside(h, dr, kr, height)
+                u0, u1 = inside(h, dr, kr, height)
                 for j in range(columns):
                     l = j * sc - left
-                    v0, v1 = _inside(l, dc, kc, width)
+                    v0, v1 = inside(l, dc, kc, width)
                     rest = loads(dy, i * dy_y + j * dy_x + o, 1, 0, 1, 0, 1, W)
                     if average != 0:
                         count = _counted(h, kr, u1 - u0, height, get(row, POOL.bottom), average) * _counted(l, kc, v1 - v0, width, get(row, POOL.right), average)
@@ -297,6 +290,27 @@ def channel_sums(W, T):
             for vector in four:
                 total = add(total, (vector,))
             stores(partial, o, 1, 0, 1, 0, 1, W, total)
+
+    return kernel
+
+
+def plane_sums(W, T):
+    """As channel_sums, of images whose channels are planes: the sum over all images of one plane, plane after plane."""
+
+    def kernel(row, plane, slot, chunk, share, shares):
+        run, dy = get(row, PLANES.run), pointer(get(row, PLANES.dy), T)
+        step = 4 * W
+        whole, total = run // step * step, T(0)
+        for n in range(get(row, PLANES.images)):
+            at, four, rest = n * get(row, PLANES.image) + plane * get(row, PLANES.plane), zeros(dy, 4, W), T(0)
+            for p in range(0, whole, step):
+                four = add(four, loads(dy, at + p, 1, 0, 4, W, 1, W))
+            for p in range(whole, run):
+                rest += get(dy, at + p)
+            for part in sums(four):
+                rest += part
+            total += rest
+        put(pointer(get(row, PLANES.y), T), plane, total)
 
     return kernel
 

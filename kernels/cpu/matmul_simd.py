@@ -16,11 +16,11 @@ import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.program import STAND_IN, Prepared, compiled, named
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, named
 from tinynet.kernels.cpu.target import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
-A, B, C = (i * STAND_IN for i in (1, 2, 3))  # where a call's arrays lie (program.Prepared)
+A, B, C, _ = ARRAYS  # where a call's arrays lie (program.Prepared)
 
 
 def _side_by_side(m: np.ndarray, axis: int) -> bool:
@@ -51,7 +51,7 @@ def _shares(batch: int, rows: int, columns: int, slots: int) -> tuple[int, int, 
     return chunks, across, max(1, min(-(-wanted // across), rows))
 
 
-@lru_cache(256)
+@lru_cache(KEPT)
 def _gemm(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     batch, rows, columns = shape
     item = np.dtype(dtype).itemsize
@@ -65,7 +65,7 @@ def _gemm(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     return Prepared([([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)], 0, dtype, 2 * batch * rows * columns * terms)
 
 
-@lru_cache(256)
+@lru_cache(KEPT)
 def _dots(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     batch, rows, columns = shape
     item = np.dtype(dtype).itemsize

@@ -71,10 +71,11 @@ class Convolutions(Planner):
         return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
 
     def by_winograd(self, unit: Unit) -> int:
-        """The tiles' size, if a convolution is worth Winograd's transforms, else 0: many channels on both sides."""
+        """The tiles' size, if a convolution is worth Winograd's transforms, else 0. The transforms of y cost
+        the same however many channels its sums have: three pay for them (fewer were not tried)."""
         k, c, *kernel = self.graph.shapes[unit.weight]
         plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
-        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and min(k, c) >= 16 else 0
+        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and k >= 16 and c >= 3 else 0
 
     def conv2d(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -132,7 +133,7 @@ class Convolutions(Planner):
         """The weights as Winograd's products read them."""
         k, c, _, _ = self.graph.shapes[unit.weight]
         terms, count = (c, k) if forward else (k, c)
-        lanes, W = lanes_of(count), next(w for w in tiles.widths(self.T) if w <= lanes_of(count))
+        lanes, W = lanes_of(count), tiles.fitting(lanes_of(count), self.T)
         u = self.memory(Memory((m + 2) ** 2 * terms * lanes, f"transformed weights of value {unit.output}"))
         taps = self.memory(Memory(9 * W, "taps", self.slots))
 
@@ -211,7 +212,7 @@ class Convolutions(Planner):
         x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
         dz.need(0, -rows % m, 0, -columns % m)
         channels, lanes = lanes_of(c), lanes_of(k)
-        W = next(w for w in tiles.widths(self.T) if w <= lanes)
+        W = tiles.fitting(lanes, self.T)
         cut = tiles_winograd.Tiles(m, rows, columns, channels, lanes, self.T, gradient=True)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
         sums = self.summed((m + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")

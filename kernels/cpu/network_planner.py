@@ -119,7 +119,7 @@ class Planner:
 
     def width(self, lanes: int) -> int:
         """Lanes of a vector for elementwise kernels: the widest that divides."""
-        return next(w for w in tiles.widths(self.T) if lanes % w == 0)
+        return tiles.dividing(lanes, self.T)
 
     # --- values as images and rows -------------------------------------------------------------------------------
 

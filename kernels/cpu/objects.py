@@ -38,7 +38,7 @@ from tinynet.kernels.cpu.target import TARGET
 
 FOLDER = Path(__file__).parent
 # Files that the code of any kernel may come from; its own file, if it is another one, counts too.
-SOURCES = ("compiler", "jit", "layers", "layers_kernels", "objects", "rows", "simd", "target", "tiles", "tiles_kernels", "tiles_winograd", "winograd_kernels")
+SOURCES = ("compiler", "jit", "layers", "layers_kernels", "objects", "pool_kernels", "rows", "simd", "target", "tiles", "tiles_kernels", "tiles_winograd", "winograd_kernels")
 _FORMAT = b"tinynet object 1"
 
 _mutex = threading.RLock()

@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.rows import ASLEEP, CHUNKS, DONE, FIRST, GENERATION, HEAD, IMAGES, INSIDE, JOB, OPEN, ROW, ROWS, SHARES, TAKEN
+from tinynet.kernels.cpu.rows import ASLEEP, CHUNKS, DONE, FIRST, GENERATION, HEAD, IMAGES, INSIDE, JOB, MOST_ARRAYS, OPEN, ROW, ROWS, SHARES, TAKEN
 
 # --- atomic steps on memory ---------------------------------------------------------------------------
 
@@ -142,6 +142,41 @@ def lead(board, table):
     atomic_swap(board, OPEN, 0)
     while atomic_get(board, INSIDE) > 0:
         give_way()
+    return 0
+
+
+# --- eager calls -------------------------------------------------------------------------------------------
+
+# numpy's array object is a header, as of any object, and then the address of its memory. Reading it there takes 0.1 us;
+# array.__array_interface__, which builds a dict, 1.6.
+_MEMORY = object.__basicsize__ // 8
+
+
+def memory_of(array):
+    """Where the memory of an array begins, by the array's id, which is the address of numpy's object."""
+    return peek(array, _MEMORY)
+
+
+@inline
+def _aim(table, patch, a, b, c, d, scratch):
+    for i in range(peek(patch, 0)):
+        place, which, offset = peek(patch, 1 + 3 * i), peek(patch, 2 + 3 * i), peek(patch, 3 + 3 * i)
+        array = a if which == 0 else b if which == 1 else c if which == 2 else d
+        poke(table, place, offset + (scratch if which == MOST_ARRAYS else peek(array, _MEMORY)))
+
+
+def aim(table, patch, a, b, c, d, scratch):
+    """Fills in where a call's arrays lie. a, b, c, d: ids; patch: how many numbers of the table are addresses, then for each its
+    place, which array it means (the last: scratch), and the offset from there."""
+    _aim(table, patch, a, b, c, d, scratch)
+    return 0
+
+
+def aim_alone(table, patch, a, b, c, d, scratch):
+    """The same, and plays the table on this thread."""
+    _aim(table, patch, a, b, c, d, scratch)
+    _reset(table)
+    _play(table, 0)
     return 0
 
 

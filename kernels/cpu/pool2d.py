@@ -1,4 +1,4 @@
-"""Pooling on the CPU. The variants are `loops`, here, and `simd` for max-pooling (pool2d_simd.py, gradients_simd.py).
+"""Pooling on the CPU. The variants are `loops`, here, and `simd`, programs of much the same loops (pool2d_simd.py).
 
 `loops`: one tap of the window at a time, the innermost loop along memory.
 
@@ -18,19 +18,10 @@ from tinynet.kernels.cpu.jit import inline, parallel, readable
 
 
 @inline
-def _inside(first, size, kernel, step):
-    """The taps [low, high) of a window that starts at `first` which fall into 0 .. size-1."""
+def _inside(first, step, count, size):
+    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
     low = 0 if first >= 0 else (-first + step - 1) // step
-    high = kernel if first + (kernel - 1) * step < size else max((size - first + step - 1) // step, 0)
-    return low, high
-
-
-@inline
-def _outputs_inside(offset, size, outputs, stride):
-    """The outputs [low, high) whose input place j*stride + offset falls into 0 .. size-1."""
-    low = 0 if offset >= 0 else (-offset + stride - 1) // stride
-    high = min(outputs, (size - offset + stride - 1) // stride) if size > offset else 0
-    return min(low, outputs), max(high, 0)
+    return low, max(low, min(count, (size - first + step - 1) // step))
 
 
 @inline
@@ -55,13 +46,13 @@ def _max_planes(x, kernel, stride, dilation, top, left, y, argmax):
             best[:] = -np.inf
             arg[:] = -1
             start = i * stride[0] - top
-            u0, u1 = _inside(start, h, kernel[0], dilation[0])
+            u0, u1 = _inside(start, dilation[0], kernel[0], h)
             for u in range(u0, u1):
                 row = start + u * dilation[0]
                 line = x[plane, row]
                 for v in range(kernel[1]):
                     offset = v * dilation[1] - left
-                    j0, j1 = _outputs_inside(offset, w, columns, stride[1])
+                    j0, j1 = _inside(offset, stride[1], columns, w)
                     for j in range(j0, j1):
                         column = j * stride[1] + offset
                         _keep_larger(line[column], np.int32(row * w + column), best, arg, j)
@@ -74,13 +65,13 @@ def _max_rows(x, kernel, stride, dilation, top, left, y, argmax):
     for task in prange(n * rows):
         image, i = task // rows, task % rows
         start = i * stride[0] - top
-        u0, u1 = _inside(start, h, kernel[0], dilation[0])
+        u0, u1 = _inside(start, dilation[0], kernel[0], h)
         for j in range(columns):
             best, arg = y[image, i, j], argmax[image, i, j]
             best[:] = -np.inf
             arg[:] = -1
             begin = j * stride[1] - left
-            v0, v1 = _inside(begin, w, kernel[1], dilation[1])
+            v0, v1 = _inside(begin, dilation[1], kernel[1], w)
             for u in range(u0, u1):
                 row = start + u * dilation[0]
                 for v in range(v0, v1):

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from tinynet.kernels.cpu import objects, threads
-from tinynet.kernels.cpu.rows import FIRST, HEAD, ROW, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
+from tinynet.kernels.cpu.rows import FIRST, HEAD, MOST_ARRAYS, ROW, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
 from tinynet.kernels.cpu.target import LINE, lines  # noqa: F401  (lines: as above)
 
 
@@ -52,7 +52,7 @@ def compiled(factory, *constants) -> int:
 @cache
 def _players() -> SimpleNamespace:
     """The functions of players.py by name."""
-    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4).items()})
+    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4, aim=7, aim_alone=7, memory_of=1).items()})
 
 
 def _player(name: str, count: int):
@@ -105,36 +105,40 @@ def run(rows: list[list[int]], images: int, chunks: int, shares: int = 1) -> Non
 WORTH_THREADS = 200_000  # operations: two microseconds of one thread
 STAND_IN = 1 << 44  # bytes: i * STAND_IN stands for the address of a call's i-th array, until the array is there
 _PAST = STAND_IN // 2
+ARRAYS, SCRATCH = tuple(i * STAND_IN for i in range(1, MOST_ARRAYS + 1)), (MOST_ARRAYS + 1) * STAND_IN
+KEPT = 256  # prepared calls of each kind of kernel
 
 
 class Prepared:
     """A program for arrays of one geometry, which need not be there when it is made: only their addresses are filled in at a call.
 
-    phases: as in `table_of`, with stand-ins for addresses. elements: of scratch memory, whose stand-in comes after the arrays'.
+    phases: as in `table_of`, with stand-ins for addresses: ARRAYS, and SCRATCH for `elements` numbers of scratch memory.
     work: operations in all; a call of few is played by one thread, for the others would come too late.
     """
 
     def __init__(self, phases: list, elements: int, dtype, work: float):
-        self.elements, self.dtype = elements, dtype
+        self.bytes = elements * np.dtype(dtype).itemsize
         self.slots = min(threads.count(), max(chunks * shares for _, _, chunks, shares in phases)) if work >= WORTH_THREADS else 1
         self.template, self.phases = table_of(phases), len(phases)
         first = 1 + HEAD * len(phases)
         places = np.arange(first, self.template.size)
         numbers = self.template[first:]
         there = (numbers > _PAST) & ((places - first) % ROW != 0)  # a row begins with its kernel's address, which is real
-        self.at = places[there]
-        self.which = (numbers[there] + _PAST) // STAND_IN - 1
-        self.offsets = numbers[there] - (self.which + 1) * STAND_IN
+        which = (numbers[there] + _PAST) // STAND_IN - 1
+        self.patch = np.concatenate([[there.sum()], np.stack([places[there], which, numbers[there] - (which + 1) * STAND_IN], 1).ravel()])
+        self.patch_address = address_of(self.patch)
         self.free: list[tuple[np.ndarray, int]] = []  # tables that no call is using
 
-    def __call__(self, *arrays: np.ndarray | None) -> None:
-        """arrays: in the order of their stand-ins, the first first."""
-        addresses = [0 if a is None else a.__array_interface__["data"][0] for a in arrays]
-        if self.elements:
-            addresses.append(address_of(scratch(self.elements, self.dtype)))
+    def __call__(self, a: np.ndarray, b: np.ndarray | None = None, c: np.ndarray | None = None, d: np.ndarray | None = None) -> None:
+        """The arrays in the order of their stand-ins, the first first. They must be contiguous, or as they were prepared for."""
+        players, memory = _players(), scratch_address(self.bytes) if self.bytes else 0
         table, address = self.free.pop() if self.free else self._copy()
-        table[self.at] = np.array(addresses, np.int64)[self.which] + self.offsets
-        play(address, self.slots)
+        ids = id(a), 0 if b is None else id(b), 0 if c is None else id(c), 0 if d is None else id(d)
+        if self.slots == 1:
+            players.aim_alone(address, self.patch_address, *ids, memory)
+        else:
+            players.aim(address, self.patch_address, *ids, memory)
+            play(address, self.slots)
         self.free.append((table, address))
 
     def _copy(self) -> tuple[np.ndarray, int]:
@@ -146,21 +150,21 @@ class Prepared:
 
 
 class _Scratch(threading.local):
-    memory = np.empty(0, np.uint8)
+    memory, size, address = np.empty(0, np.uint8), 0, 0  # `size` bytes from `address` on, where a cache line begins
 
 
 _scratch = _Scratch()
 
 
-def scratch(elements: int, dtype) -> np.ndarray:
-    """Memory for one call, aligned to cache lines; the next call in this thread gets the same."""
-    wanted = elements * np.dtype(dtype).itemsize + LINE
-    if _scratch.memory.size < wanted:
-        _scratch.memory = np.empty(wanted, np.uint8)
-    memory = _scratch.memory
-    start = -address_of(memory) % LINE
-    return memory[start : start + elements * np.dtype(dtype).itemsize].view(dtype)
+def scratch_address(size: int) -> int:
+    """Memory for one call, aligned to cache lines, by its address; the next call in this thread gets the same."""
+    mine = _scratch
+    if mine.size < size:
+        mine.memory, mine.size = np.empty(size + LINE, np.uint8), size
+        mine.address = -(-address_of(mine.memory) // LINE) * LINE
+    return mine.address
 
 
 def address_of(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    """Where the array's memory begins."""
+    return _players().memory_of(id(array))

@@ -167,6 +167,44 @@ def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
 
 
 @intrinsic(prefer_literal=True)
+def strided(typing, p, i, step, w):
+    """One register of every `step`-th number from p[i] on. Nothing before the first or behind the last is read."""
+    s, lanes = _constant(step, "step"), _constant(w, "w")
+    tile = _tile(_element(p), 1, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vector = context.get_value_type(tile.dtype)
+        if s == 1 or lanes == 1:
+            return _packed(builder, [_load(builder, start, vector)])
+        if s == 2:  # two registers that meet in one number hold all that is wanted, and its neighbours
+            first, second = _load(builder, start, vector), _load(builder, builder.gep(start, [_i64(lanes - 1)]), vector)
+            picked = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
+            return _packed(builder, [builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(_I32, lanes), picked))])
+        found = ir.Constant(vector, ir.Undefined)
+        for k in range(lanes):
+            found = builder.insert_element(found, builder.load(builder.gep(start, [_i64(k * s)])), ir.Constant(_I32, k))
+        return _packed(builder, [found])
+
+    return tile(p, types.int64, step, w), generate
+
+
+@intrinsic
+def put_whole(typing, p, i, tile):
+    """p[i ...] = the numbers of one register, which are whole, as int32."""
+    if tile.count != 1:
+        raise TypingError(f"simd.put_whole: one register at a time; got {tile}")
+
+    def generate(context, builder, signature, arguments):
+        value = builder.fptosi(builder.extract_value(arguments[2], 0), ir.VectorType(_I32, tile.dtype.lanes))
+        place = builder.gep(arguments[0], [arguments[1]])
+        builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.int32), types.int64, tile), generate
+
+
+@intrinsic(prefer_literal=True)
 def splats(typing, p, i, rows, row_step, columns, column_step, w):
     """The one number at each of rows x columns places, in all lanes of a register."""
     r, c, lanes = (_constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (w, "w")))
@@ -206,6 +244,19 @@ def zeros(typing, p, n, w):
     """A tile of n registers of zeros, of the kind of numbers that p points to."""
     tile = _tile(_element(p), _constant(n, "n"), _constant(w, "w"))
     return tile(p, n, w), lambda context, builder, signature, arguments: ir.Constant(context.get_value_type(tile), None)
+
+
+@intrinsic(prefer_literal=True)
+def counting(typing, p, start, step, w):
+    """One register of start, start + step, start + 2 * step, ...; of the kind of numbers that p points to."""
+    tile = _tile(_element(p), 1, _constant(w, "w"))
+
+    def generate(context, builder, signature, arguments):
+        vector = context.get_value_type(tile.dtype)
+        start, step = (_broadcast(builder, a, vector) for a in arguments[1:3])
+        return _packed(builder, [builder.fadd(start, builder.fmul(step, ir.Constant(vector, [float(k) for k in range(vector.count)])))])
+
+    return tile(p, _element(p), _element(p), w), generate
 
 
 # --- arithmetic ------------------------------------------------------------------------------------------------
@@ -368,6 +419,22 @@ def first_hit(typing, rest, x, best):
         return context.make_tuple(builder, signature.return_type, (_packed(builder, hits), _packed(builder, left)))
 
     return types.Tuple((rest, rest))(rest, x, best), generate
+
+
+@intrinsic
+def larger_with(typing, best, place, x, number):
+    """(the larger of best and x, and where x is: its place, else the other's). The first NaN is the largest of all."""
+
+    def generate(context, builder, signature, arguments):
+        best, place, x = (_parts(builder, tile) for tile in arguments[:3])
+        values, places = [], []
+        for b, p, a, n in zip(best, place, x, _parts(builder, arguments[3])):
+            better = builder.or_(_compare(builder, ">", a, b), builder.and_(_compare(builder, "uno", a, a), builder.fcmp_ordered("ord", b, b)))
+            values.append(builder.select(better, a, b))
+            places.append(builder.select(better, n, p))
+        return context.make_tuple(builder, signature.return_type, (_packed(builder, values), _packed(builder, places)))
+
+    return types.Tuple((best, place))(best, place, x, number), generate
 
 
 @intrinsic(prefer_literal=True)

@@ -29,6 +29,16 @@ def widths(dtype) -> list[int]:
     return [lanes >> i for i in range(3) if lanes >> i >= LEAST_LANES]
 
 
+def fitting(lanes: int, dtype) -> int:
+    """Lanes of the widest vector that so many fill; 1 if there is none."""
+    return next((w for w in widths(dtype) if w <= lanes), 1)
+
+
+def dividing(lanes: int, dtype) -> int:
+    """Lanes of the widest vector that cuts so many into whole ones; 1 if there is none."""
+    return next((w for w in widths(dtype) if lanes % w == 0), 1)
+
+
 @lru_cache(4096)
 def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
@@ -54,7 +64,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
 
 def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of a depthwise tile: enough sums to hide an addition's latency, few loads of weights."""
-    w = next(w for w in widths(dtype) if w <= lanes)
+    w = fitting(lanes, dtype)
     wide = next(c for c in (8, 7, 6, 5, 4, 3, 2, 1) if c <= columns)
     return (2 if wide <= 4 and rows >= 2 else 1), wide, 1, w
 
@@ -64,7 +74,7 @@ class DepthwiseWeights:
 
     def __init__(self, extents: tuple[int, int], steps: tuple[int, int, int], lanes: int, dtype):
         kh, kw = extents
-        w = next(w for w in widths(dtype) if w <= lanes)
+        w = fitting(lanes, dtype)
         wide = min(kw, 12)
         self.constants = wide, 1, w
         self.units = ceil(lanes / w) * kh * ceil(kw / wide)
@@ -214,10 +224,8 @@ DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row 
 
 # --- the kernels, in tiles_kernels.py ----------------------------------------------------------------------
 (
-    enter, leave, leave_few, turn_few, turn, lay, gather, conv, conv_pool, conv_dw, gemm, gemm_turned, dots, max_pool,
-    scatter, plane_sums, pixel_sums,
+    enter, leave, leave_few, turn_few, turn, lay, gather, conv, conv_pool, conv_dw, gemm, gemm_turned, dots,
 ) = kernels_in(
     "tiles_kernels",
-    "enter leave leave_few turn_few turn lay gather conv conv_pool conv_dw gemm gemm_turned dots max_pool scatter "
-    "plane_sums pixel_sums",
+    "enter leave leave_few turn_few turn lay gather conv conv_pool conv_dw gemm gemm_turned dots",
 )  # fmt: skip

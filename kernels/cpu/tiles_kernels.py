@@ -21,6 +21,13 @@ def place(row, k, image, slot, T):
 
 
 @inline
+def inside(first, step, count, size):
+    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
+    low = 0 if first >= 0 else (-first + step - 1) // step
+    return low, max(low, min(count, (size - first + step - 1) // step))
+
+
+@inline
 def zero(y, at, count):
     for j in range(count):
         put(y, at + j, 0.0)
@@ -478,87 +485,5 @@ def dots(R, C, W, T):
                             if bias != 0:
                                 total += get(pointer(bias, T), j + s)
                             put(c, (i + r) * c_row + j + s, T(0) if relus != 0 and total < 0 else total)
-
-    return kernel
-
-
-# --- pooling -----------------------------------------------------------------------------------------------------
-
-
-def max_pool(KR, KC, SR, SC, T):
-    """The largest of each KR x KC window of a plane, and its place. Window and stride are constants, so that a row of windows
-    becomes vector code: LLVM turns loads at a constant step into whole vectors and shuffles."""
-
-    def kernel(row, plane, slot, chunk, share, shares):
-        x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
-        height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
-        xo, yo = plane * height * width, plane * rows * columns
-        for i in range(rows * share // shares, rows * (share + 1) // shares):
-            for j in range(columns):
-                first = i * SR * width + j * SC
-                best, place = get(x, xo + first), np.int32(first)
-                for u in range(KR):
-                    for v in range(KC):
-                        value = get(x, xo + first + u * width + v)
-                        better = (value > best) | ((value != value) & (best == best))
-                        best = value if better else best
-                        place = np.int32(first + u * width + v) if better else place
-                put(y, yo + i * columns + j, best)
-                put(argmax, yo + i * columns + j, place)
-
-    return kernel
-
-
-def scatter(ONE, T):
-    """The gradient of max-pooling: of a plane (ONE: one channel) or an image of NHWC. dx is 0 but where argmax leads dy to."""
-
-    def kernel(row, task, slot, chunk, share, shares):
-        places, size, channels = get(row, 0), get(row, 1), 1 if ONE else get(row, 2)
-        dy, argmax, dx = pointer(get(row, 3), T), pointer(get(row, 4), np.int32), pointer(get(row, 5), T)
-        first, to = task * places * channels, task * size * channels
-        zero(dx, to, size * channels)
-        for p in range(places):
-            for c in range(channels):
-                place = get(argmax, first + p * channels + c)
-                if place >= 0:
-                    at = to + place * channels + c
-                    put(dx, at, get(dx, at) + get(dy, first + p * channels + c))
-
-    return kernel
-
-
-# --- the gradient of a convolution's bias ---------------------------------------------------------------------------
-
-
-def plane_sums(W, T):
-    """The sum over all images of a channel's planes (NCHW); four registers at a time, since an addition takes four cycles."""
-
-    def kernel(row, channel, slot, chunk, share, shares):
-        images, places, x, x_image, y = get(row, 0), get(row, 1), pointer(get(row, 2), T), get(row, 3), pointer(get(row, 4), T)
-        whole, total = places // (4 * W) * (4 * W), T(0)
-        for image in range(images):
-            at, acc, plane = image * x_image + channel * places, zeros(x, 4, W), T(0)
-            for p in range(0, whole, 4 * W):
-                acc = add(acc, loads(x, at + p, 1, 0, 1, 0, 4, W))
-            for part in sums(acc):
-                plane += part
-            for p in range(whole, places):
-                plane += get(x, at + p)
-            total += plane
-        put(y, channel, total)
-
-    return kernel
-
-
-def pixel_sums(T):
-    """The sums of each channel over a part of all pixels (NHWC)."""
-
-    def kernel(row, part, slot, chunk, share, shares):
-        pixels, parts, channels, x, y = get(row, 0), get(row, 1), get(row, 2), pointer(get(row, 3), T), pointer(get(row, 4), T)
-        to = part * channels
-        zero(y, to, channels)
-        for p in range(pixels * part // parts, pixels * (part + 1) // parts):
-            for c in range(channels):
-                put(y, to + c, get(y, to + c) + get(x, p * channels + c))
 
     return kernel

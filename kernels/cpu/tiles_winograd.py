@@ -9,7 +9,7 @@ M = 4). Evaluating and interpolating are small constant matrices, so for a tile 
 
 The sum over channels is taken between the brackets, where * is elementwise: so it is (M + 2)^2 matrix products, tiles
 x channels by channels x lanes, which run at the processor's peak. The transforms are additions for the most part, and cost
-a quarter of that from 32 to 64 channels, less where there are more, and too much where there are fewer than 16. Matrices:
+a quarter of that from 32 to 64 channels, less where there are more. Matrices:
 A. Lavin, S. Gray, "Fast Algorithms for Convolutional Neural Networks", arXiv:1509.09308, 2015.
 
 The price is accuracy: B^T d B subtracts neighbours, and A^T weighs what is left by up to 64, so an output has errors of the
@@ -33,7 +33,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.rows import fields, kernels_in
 from tinynet.kernels.cpu.target import LINE, TARGET, lines
-from tinynet.kernels.cpu.tiles import LEAST_LANES, widths
+from tinynet.kernels.cpu.tiles import LEAST_LANES, fitting, widths
 
 B = {
     2: ((1, 0, 0, 0), (0, 1, -1, 1), (-1, 1, 1, 0), (0, 0, 0, -1)),
@@ -66,7 +66,7 @@ class Tiles:
         """gradient: for `winograd_dw`, else for `winograd`."""
         down, across, matrices = ceil(rows / m), ceil(columns / m), (m + 2) ** 2
         high, vectors, w = _tile(channels if gradient else down * across, lanes, gradient, dtype)
-        self.constants = m, high, vectors, w, next(x for x in widths(dtype) if x <= channels)
+        self.constants = m, high, vectors, w, fitting(channels, dtype)
         side, least = (lanes, 1) if gradient else (vectors * w, high)
         fit = CACHE // (matrices * across * (channels + side) * np.dtype(dtype).itemsize)
         block = ceil(down / ceil(down / max(1, fit, ceil(least / across))))  # rows of tiles at a time, as many in each block

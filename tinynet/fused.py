@@ -1,0 +1,192 @@
+"""Programs as parts of a compiled function (plan.py): what a backend made of a graph, with what it reads and hands out.
+
+A part is called with the values that are there so far, by number, and adds its own. What it reads from outside of the
+function is read where it is, at every call.
+
+    Inference       forward alone
+    Differentiable  one node of the tape, whose backward is the program's other half
+    Step            forward, backward and the optimiser's update as one program
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+
+from tinynet import guard
+from tinynet.kernels.graph import Graph
+from tinynet.optim import SGD, Adam, AdamW, Optimizer
+from tinynet.tape import Pulled
+from tinynet.tensor import Tensor
+
+COMPILED = SimpleNamespace(name="a compiled function")  # what stands for an op in its node
+
+
+def kind_of(optimizer: Optimizer) -> str:
+    """The kernel of its update (kernels/cpu/layers_kernels.py); none for optimisers that are not ours."""
+    if type(optimizer) is SGD:
+        return "momentum" if optimizer.momentum else "sgd"
+    return "adam" if type(optimizer) in (Adam, AdamW) else ""
+
+
+class Inference:
+    """outside: values from outside of the function, tensors or arrays; the graph's other inputs are among the values of a call."""
+
+    def __init__(self, graph: Graph, outside: dict, math: str, seeds: tuple[int, ...] = ()):
+        from tinynet.kernels.cpu.network import Network  # numba is loaded by who compiles
+
+        self.graph, self.dtype = graph, np.dtype(graph.dtype)
+        self.network = Network(graph, seeds, math)
+        self.tensors = {v: t if isinstance(t := outside[v], Tensor) else Tensor(t) for v in graph.outside if v in outside}
+        self.parameters = list(self.tensors.items())
+        self.inputs = [v for v in graph.outside if v not in outside]
+        self.targets = [(c.op, v, graph.shapes[c.inputs[0]][1]) for c in graph.calls if c.op in ("cross_entropy", "nll_loss") for v in (c.inputs[1],)]
+        self.arenas: list = []
+
+    def __call__(self, values: dict) -> None:
+        arena = self._arena()
+        try:
+            self._bind(arena, values)
+            found = self._bind_results(arena)
+            self.network.play(arena)
+            self._check(arena)
+        finally:
+            self.arenas.append(arena)
+        values.update(found)
+
+    def _arena(self):
+        try:
+            return self.arenas.pop()
+        except IndexError:
+            return self.network.arena()
+
+    def _bind(self, arena, values: dict) -> None:
+        for v, t in self.parameters:
+            arena.bind(v, t.data)
+        for v in self.inputs:
+            value = values[v]
+            array = value.data if isinstance(value, Tensor) else value
+            if array.dtype != self.dtype and array.dtype != np.int64:  # classes
+                array = array.astype(np.int64)
+            arena.bind(v, array if array.flags.c_contiguous else np.ascontiguousarray(array))
+
+    def _bind_results(self, arena) -> dict:
+        found = {}
+        for v in self.graph.results:
+            array = np.empty(self.graph.shapes[v], self.dtype)
+            arena.bind(("result", v), array)
+            found[v] = Tensor(array)
+        return found
+
+    def _check(self, arena) -> None:
+        if not arena.fault[0]:
+            return
+        arena.fault[0] = 0
+        for op, v, classes in self.targets:
+            target = arena.bound[v]
+            if target.min() < 0 or target.max() >= classes:
+                raise ValueError(f"{op}: classes run from 0 to {classes - 1}; target holds {int(target.min())} to {int(target.max())}")
+
+    def explain(self) -> str:
+        return self.network.explain()
+
+
+class Differentiable(Inference):
+    """seed: the one result whose gradient comes from the rest of the graph."""
+
+    def __init__(self, graph: Graph, outside: dict, math: str, seed: int):
+        super().__init__(graph, outside, math, (seed,))
+        self.seed = seed
+
+    def __call__(self, values: dict) -> None:
+        arena = self._arena()  # the node's, until its graph is released
+        self._bind(arena, values)
+        found = self._bind_results(arena)
+        self.network.play(arena)
+        self._check(arena)
+        tensors = [self.tensors[v] if v in self.tensors else values[v] for v in self.graph.gradients]
+        arrays = [arena.bound[v] for v in (*self.tensors, *self.inputs)]
+        found[self.seed].made_by(Pulled(COMPILED, tensors, arrays, partial(self._pull_back, arena), lambda: self.arenas.append(arena)))
+        values.update(found)
+
+    def _pull_back(self, arena, dy) -> list:
+        """The gradients of the graph's inputs, from that of the seed."""
+        arena.bind(("dy", self.seed), np.ascontiguousarray(dy))
+        shares = {v: np.empty(self.graph.shapes[v], self.dtype) for v in self.graph.gradients if v not in self.tensors}
+        for v, share in shares.items():
+            arena.bind(("gradient", v), share)
+        self.network.play(arena, 1)
+        for v in self.network.weight_gradients:
+            shares[v] = self.network.gradient(arena, v)
+        factor = dy if self.graph.loss is not None and dy != 1 else None  # a loss' gradient is known up to a factor
+        return [shares[v] if factor is None else shares[v] * factor for v in self.graph.gradients]
+
+
+class Step(Inference):
+    """A whole training step: its optimiser, if it has one, has parameters of this graph alone."""
+
+    def __init__(self, graph: Graph, outside: dict, math: str, zeroed: list[Tensor], optimizer: Optimizer | None):
+        super().__init__(graph, outside, math)
+        self.zeroed, self.optimizer = zeroed, optimizer
+        self.kind = "" if optimizer is None else kind_of(optimizer)
+        self.trained = [(v, self.tensors[v]) for v in graph.gradients if v in self.network.weight_gradients or v in self.network.stepped]
+        places = {id(p): i for i, p in enumerate(optimizer.parameters)} if optimizer is not None else {}
+        self.updated = [(v, places[id(self.tensors[v])]) for v in graph.updates]
+        kept = {id(t) for t in zeroed}
+        self.adding = [t for _, t in self.trained if id(t) not in kept] if graph.updates else []
+        self.stepping = threading.Lock()
+
+    def fits(self) -> bool:
+        return self.optimizer is None or kind_of(self.optimizer) == self.kind  # SGD with momentum is another kernel than without
+
+    def adds(self) -> bool:
+        """Whether gradients of an earlier step are there, to which this one would add before the optimiser runs."""
+        return any(t._grad is not None for t in self.adding)
+
+    def __call__(self, values: dict) -> None:
+        with self.stepping:
+            self._step(values)
+
+    def _step(self, values: dict) -> None:
+        zeroed = {id(t) for t in self.zeroed}
+        for t in self.zeroed:
+            t._grad = None
+        before = [None if id(t) in zeroed else t.grad for _, t in self.trained]
+        arena = self._arena()
+        try:
+            self._bind(arena, values)
+            states = self._hyper(arena) if self.optimizer is not None else ()
+            found = self._bind_results(arena)
+            self.network.play(arena)
+            self._check(arena)
+            for (v, t), old in zip(self.trained, before):
+                later = partial(self.network.gradient, arena, v)
+                t._grad = later if old is None else old + later()
+            for state in states:
+                state["t"] += 1
+        finally:
+            self.arenas.append(arena)
+        if states:
+            guard.edited(t for _, t in self.trained)
+        values.update(found)
+
+    def _hyper(self, arena) -> list[dict]:
+        """Writes the optimiser's numbers as they are now, and where its state lies; the states of the parameters."""
+        optimizer, names = self.optimizer, self.optimizer.arrays
+        states = [optimizer.state_of(place) for _, place in self.updated]
+        steps = [state["t"] + 1 for state in states]
+        numbers = optimizer.numbers(steps[0])
+        if min(steps) != max(steps):
+            arena.numbers = None
+            for row, t in zip(arena.hyper, steps):
+                row[: len(numbers)] = optimizer.numbers(t)
+        elif arena.numbers != numbers:
+            arena.numbers = numbers
+            arena.hyper[:, : len(numbers)] = numbers
+        for (v, _), state in zip(self.updated, states):
+            for name, key in zip(names, ("first", "second")):
+                arena.bind((key, v), state[name])
+        return states
