@@ -168,12 +168,12 @@ def _engine() -> binding.ExecutionEngine:
 
 
 def _load(name: str, symbol: str, needs: list[str], code: bytes) -> int:
+    engine = _engine()  # first: before there is one, LLVM knows no function of this process
     if missing := _missing(needs):
         import numba  # noqa: F401  (which brings libraries of its own, Intel's short vector mathematics for example)
 
         if missing := _missing(missing):
             raise RuntimeError(f"{name} calls {', '.join(missing)}, which this process does not have")  # LLVM would end the process
-    engine = _engine()
     engine.add_object_file(binding.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return engine.get_function_address(symbol)
