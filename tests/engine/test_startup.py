@@ -227,6 +227,12 @@ def test_a_training_step_whose_kernels_are_on_disk_imports_no_numba(python):
     assert second.stderr == "", "something was compiled, or said"
 
 
+def test_players_are_loaded_before_any_kernel_and_without_numba(python):
+    program._players()  # on disk from here on
+    done = python("import sys; from tinynet.kernels.cpu import program; program._players(); print('numba' in sys.modules)")
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
+
+
 FILL = """
 import numpy as np
 from tinynet.kernels.cpu import layers
