@@ -97,6 +97,9 @@ class Module:
                 wrong.append(f"{name} is {have.dtype} {have.shape}, the state holds {got.dtype} {got.shape}")
         if wrong:
             raise ValueError(f"load_state_dict: the state does not fit {type(self).__name__}: {'; '.join(sorted(wrong))}; its parameters are {', '.join(parameters)}")
+        trace = tracing()
+        if trace is not None:
+            trace.refuse("it loads weights while it runs, which a replay would not do again; load them outside")
         for name, parameter in parameters.items():
             with guard.writable(parameter) as array:
                 array[...] = from_host(values[name], parameter.device)

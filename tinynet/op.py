@@ -50,6 +50,7 @@ class Op:
         self.__doc__ = inspect.getmodule(forward).__doc__ if forward.__doc__ is None else forward.__doc__
         self.__name__ = self.name
         self.__module__ = forward.__module__
+        self.ours = self.__module__.startswith("tinynet.ops.")
         self.__signature__ = inspect.Signature(declared)
         OPS[self.name] = self
 
@@ -84,6 +85,9 @@ class Op:
             inputs = self._complete(inputs, parameters)
         if not self.required <= parameters.keys() <= self.parameters:
             raise TypeError(self._wrong(parameters))
+        trace = tracing()
+        if trace is not None and (later := trace.defer(self, inputs, parameters)) is not None:
+            return later
         arrays, tensors, device, needed = prepare(self, inputs)
         k = kernels(device)
         try:
@@ -95,7 +99,6 @@ class Op:
         result = Tensor(out, False, device)
         if needed and is_recording() and out.dtype.kind == "f":  # integers have no gradient: it ends here
             result.made_by(Node(self, k, tensors, arrays, result.data, parameters, saved))
-        trace = tracing()
         if trace is not None:
             trace.call(self, tensors, arrays, parameters, result)
         return result

@@ -50,8 +50,8 @@ class Optimizer:
         """Updates every parameter that has a gradient, a piece at a time: its numbers stay in the cache from the first
         pass over them to the last."""
         trace = tracing()
-        if trace is not None:
-            trace.step(self)
+        if trace is not None and trace.step(self):
+            return
         with traced_by(None):
             self._step()
 

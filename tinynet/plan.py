@@ -10,10 +10,11 @@
         optimizer.step()
         return loss
 
-The first call with new shapes runs as always while trace.py writes down what it does. split.py makes parts of that:
-programs of fused kernels (fused.py), as long as the backend can make them, and single ops where it can't. Later calls
-play the parts. They read parameters where they are, so whoever changes them is seen, and learning rates and the like
-from the optimiser itself.
+At the first call with new shapes the function runs, and trace.py writes down what it would compute. split.py makes
+parts of that: programs of fused kernels (fused.py), as long as the backend can make them, and single ops where it can't.
+Playing the parts gives this call's results, and those of later calls, for which the function runs no more. Parts read
+parameters where they are, so whoever changes them between calls is seen, and learning rates and the like from the
+optimiser itself.
 
 What can't be replayed, or has no program in it, runs as always, op by op: `explain()` says what and why.
 """
@@ -92,9 +93,13 @@ class Compiled:
             new = [m for m in trace.modules if not any(m is known for known in self.modules)]
             self.modules += new
             key = (key[0], tuple([m.training for m in self.modules]), *key[2:])
-            self.plans[key] = _planned(trace, result, self.math, key[2])
+            plan = self.plans[key] = _planned(trace, result, self.math, key[2])
             while len(self.plans) > self.most:
                 self.plans.popitem(last=False)
+        if isinstance(plan, Plan) and trace.waits and not plan.adds() and not trace.kept(plan.results):
+            values = plan.play(leaves)
+            trace.computed({v: values[v] for v in plan.results})
+        trace.compute()
         return result
 
     def explain(self) -> str:
@@ -242,10 +247,14 @@ class Plan:
         return self.whole is not None and self.whole.adds()
 
     def __call__(self, leaves: list):
+        return self._formed(self.form, self.play(leaves))
+
+    def play(self, leaves: list) -> dict:
+        """The values of a call, by number: the results are among them."""
         values = dict(enumerate(leaves))
         if self.root is None or self.whole:
             self._play(values)
-            return self._formed(self.form, values)
+            return values
         with self.stepping:
             for t in self.zeroed:
                 (leaves[t] if isinstance(t, int) else t).grad = None
@@ -253,7 +262,7 @@ class Plan:
             values[self.root].backward()
             if self.optimizer is not None:
                 self.optimizer.step()
-        return self._formed(self.form, values)
+        return values
 
     def _play(self, values: dict) -> None:
         for part, done in zip(self.parts, self.done):

@@ -66,7 +66,7 @@ class Splitting:
 
     def _barred(self, call: Call) -> str:
         """Why a call is in no program, whatever runs around it; "" if nothing says so yet."""
-        if not self.trace.ops[call.output].__module__.startswith("tinynet.ops."):
+        if not self.trace.ops[call.output].ours:
             return "it is an op of your own"
         if call.numbers:
             return "it has a number for an input; only single kernels take one"

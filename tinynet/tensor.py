@@ -156,8 +156,8 @@ class Tensor:
                 "backward: this tensor requires no gradient; it was computed without recording (no_grad, detach) or "
                 "from tensors that don't require one; set requires_grad=True on a leaf before computing"
             )
-        if mode.trace is not None:
-            mode.trace.backward(self, gradient, retain_graph)
+        if mode.trace is not None and mode.trace.backward(self, gradient, retain_graph):
+            return
         tape.backward(self.node or self, self._cotangent(gradient), retain_graph)
 
     def _cotangent(self, gradient):

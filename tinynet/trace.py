@@ -1,8 +1,10 @@
 """What a function does to tensors, written down while it runs: the raw material of `tinynet.compile` (plan.py).
 
-The function runs as always, and ops, backward, optimisers and modules report here. Everything that a replay could
-not see makes the recording useless, and says so: values that leave the tensors (a print of a loss, an if on
-one), gradients that are edited, arrays that the function makes for itself, random numbers.
+Ops, backward, optimisers and modules report here, and what they would compute is left for later (deferred.py): for the
+program that is made of it or, where somebody wants a value at once, for `compute`, which runs them as always.
+
+Everything that a replay could not see makes the recording useless, and says so: values that leave the tensors (a print of
+a loss, an if on one), gradients that are edited, arrays that the function makes for itself, random numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinynet.deferred import deferred
 from tinynet.dispatch import chosen_by_hand
 from tinynet.guard import owner_of
 from tinynet.kernels.graph import Call
-from tinynet.mode import is_recording
+from tinynet.mode import is_recording, recording_is, traced_by
 from tinynet.random import generator
 from tinynet.tensor import Tensor
 
@@ -39,6 +42,7 @@ class Trace:
     optimizer: object = None
     recording: bool = field(default_factory=is_recording)
     refused: str = ""  # why this recording is useless
+    waits: bool = True  # whether what is written down is still to be computed
     random: bytes = field(default_factory=lambda: _random_state())
 
     def __post_init__(self):
@@ -63,15 +67,23 @@ class Trace:
 
     # --- what the engine reports -------------------------------------------------------------------------------
 
+    def defer(self, op, inputs: tuple, parameters: dict) -> Tensor | None:
+        """What the op will return, written down. None if it must run now, and report itself."""
+        self._look_at(op, parameters)
+        foreign = any(isinstance(value, np.ndarray) and id(value) not in self.numbers for value in inputs)  # may be filled anew
+        made = None if foreign or not self.waits else deferred(op, inputs, parameters, self.recording, self.compute)
+        if made is None:
+            self.compute()
+        else:
+            self._write_down(op, inputs, parameters, made)
+        return made
+
     def call(self, op, tensors: list, arrays: list, parameters: dict, result: Tensor) -> None:
-        inputs, numbers = [], {}
-        for place, (tensor, array) in enumerate(zip(tensors, arrays)):
-            if tensor is None and not isinstance(array, np.ndarray):
-                if array is not None:
-                    numbers[place] = array
-                inputs.append(None)
-            else:
-                inputs.append(self._known(tensor if tensor is not None else array))
+        """An op that ran."""
+        self._look_at(op, parameters)
+        self._write_down(op, [array if tensor is None else tensor for tensor, array in zip(tensors, arrays)], parameters, result)
+
+    def _look_at(self, op, parameters: dict) -> None:
         if any(_has_array(value) for value in parameters.values()):
             self.refuse(f"{op.name} has an array for a parameter, and a replay could not see where it came from")
         if self.root is not None:
@@ -80,6 +92,16 @@ class Trace:
             self.refuse("kernels are chosen by hand (use, TINYNET_KERNELS)")
         if is_recording() != self.recording:
             self.refuse("it turns recording on or off (no_grad) for some of its ops")
+
+    def _write_down(self, op, values, parameters: dict, result: Tensor) -> None:
+        inputs, numbers = [], {}
+        for place, value in enumerate(values):
+            if isinstance(value, (np.ndarray, Tensor)):
+                inputs.append(self._known(value))
+            else:
+                if value is not None:
+                    numbers[place] = value
+                inputs.append(None)
         self.calls.append(Call(op.name, tuple(inputs), self._number(result), {**op.defaults, **parameters}, numbers))
         self.ops[self.calls[-1].output] = op
 
@@ -90,10 +112,12 @@ class Trace:
             self.copies.add(self.numbers[id(values)])
             self.values.append(made)
 
-    def backward(self, root: Tensor, gradient, retain: bool) -> None:
-        if self.root is not None or gradient is not None or retain:
+    def backward(self, root: Tensor, gradient, retain: bool) -> bool:
+        """Whether it will run later."""
+        if self.root is not None or gradient is not None or retain or root.size != 1:
             self.refuse("backward runs twice, from a gradient that was given, or keeps its graph")
         self.root = root
+        return self.waits
 
     def set_grad(self, tensor: Tensor, array) -> None:
         if array is not None:
@@ -102,10 +126,12 @@ class Trace:
             self.refuse("gradients are reset after backward, not before it")
         self.zeroed.append(tensor)
 
-    def step(self, optimizer) -> None:
+    def step(self, optimizer) -> bool:
+        """Whether it will run later."""
         if self.root is None or self.optimizer is not None:
             self.refuse("an optimiser steps before backward, or there are several steps")
         self.optimizer = optimizer
+        return self.waits
 
     def module(self, module) -> None:
         if not any(module is m for m in self.modules):
@@ -116,8 +142,35 @@ class Trace:
 
     def refuse(self, reason: str) -> None:
         self.refused = self.refused or reason
+        self.compute()
+
+    def compute(self) -> None:
+        """Runs what was written down so far, op by op. From now on everything runs at once."""
+        if not self.waits:
+            return
+        self.waits = False
+        with traced_by(None), recording_is(self.recording):
+            for call in self.calls:
+                inputs = [call.numbers.get(place) if v is None else self.values[v] for place, v in enumerate(call.inputs)]
+                self.values[call.output].become(self.ops[call.output](*inputs, **call.parameters))
+            if self.root is not None:
+                self.root.backward()
+            if self.optimizer is not None:
+                self.optimizer.step()
 
     # --- afterwards ------------------------------------------------------------------------------------------------
+
+    def computed(self, values: dict[int, Tensor]) -> None:
+        """A program has computed these; nobody waits for the others."""
+        self.waits = False
+        for number, made in values.items():
+            self.values[number].become(made)
+
+    def kept(self, results: list[int]) -> bool:
+        """Whether the function has kept another result of an op than those that it returned, somewhere."""
+        others = [call.output for call in self.calls if call.output not in results]
+        # 2: `values`, and the argument of getrefcount itself
+        return any(sys.getrefcount(self.values[v]) > 2 + (self.values[v] is self.root) for v in others)
 
     def useless(self) -> str:
         """Why this recording can't be replayed; "" if it can."""
@@ -131,14 +184,15 @@ class Trace:
 
     def _made_inside(self) -> bool:
         """Whether an input of an op was made by the function for itself: once it has returned, only this recording holds it."""
-        nodes = [self.values[call.output].node for call in self.calls]
+        nodes = [self.values[call.output].node for call in self.calls]  # none of those that wait
         edges = Counter(id(edge) for node in nodes if node is not None for edge in node.edges)
         # 4: `outside`, `values`, the loop's variable, and the argument of getrefcount itself; and the results' own graph
         return any(sys.getrefcount(value) <= 4 + edges[id(value)] for value in self.outside.values())
 
     def _taken_out(self) -> bool:
         """Whether what seems to be from outside is the memory of an argument or a result, kept somewhere by the function."""
-        inside = {id(_array(v)) for v in [*self.arguments, *(self.values[c.output] for c in self.calls)]}
+        results = [] if self.waits else [self.values[call.output] for call in self.calls]
+        inside = {id(_array(v)) for v in [*self.arguments, *results]}
         return any(id(a) in inside or id(owner_of(a)) in inside for a in map(_array, self.outside.values()))
 
 
