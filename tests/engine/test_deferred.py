@@ -149,6 +149,12 @@ def test_what_is_returned_is_a_tensor_like_any_other():
     np.testing.assert_allclose(got["logits"].numpy(), want.numpy(), rtol=1e-5, atol=1e-6)
 
 
+def test_the_first_loss_is_as_those_after_it():
+    fast = tinynet.compile(make_step()[0])
+    first, second = fast(X, Y), fast(X, Y)
+    assert (first.requires_grad, first.node) == (second.requires_grad, second.node)
+
+
 def test_gradients_go_on_from_the_first_result():
     net, twin = model(), model()
     fast = tinynet.compile(net)
@@ -165,6 +171,17 @@ def test_gradients_that_are_there_are_added_to_by_the_first_call():
     fast(X, Y)
     _backward(F.cross_entropy(twin(X), Y))
     assert_close([p.grad for p in net.parameters()], [p.grad for p in twin.parameters()])
+
+
+def test_a_step_that_adds_to_gradients_does_so_at_its_first_call():
+    def adding(net):
+        optimizer = optim.SGD(net.parameters(), lr=0.1)
+        for p in net.parameters():
+            p.grad = np.ones_like(p.data)
+        return lambda x, y: (_backward(F.cross_entropy(net(x), y)), optimizer.step())[0]
+
+    net, twin = model(), model()
+    assert_close(after(tinynet.compile(adding(net)), net), after(adding(twin), twin))
 
 
 def _backward(loss):
@@ -344,3 +361,9 @@ def test_recording_is_what_it_was_when_the_ops_were_written_down():
         with tinynet.no_grad():
             y.numpy()
     assert y.node is not None and y.requires_grad
+
+    with tinynet.no_grad(), traced_by(Trace([X])):
+        y = net(X)
+        assert not y.requires_grad
+    y.numpy()
+    assert y.node is None and not y.requires_grad
