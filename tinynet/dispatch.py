@@ -156,7 +156,9 @@ def chosen_by_hand() -> bool:
 
 def implementation(name: str, device: str):
     """The implementation that answers for kernel `name` on `device` now."""
-    chosen = _chosen.get()[-1].get(name) or from_environment().get(name) or find(name, device)
+    chosen = _chosen.get()[-1].get(name) or from_environment().get(name)
+    if chosen is None:
+        return next(iter(_registered(device).get((name, device), {}).values()), None) or find(name, device)
     if chosen.device != device and _DEVICES[chosen.device].memory != _DEVICES[device].memory:
         raise ValueError(f"{name}: {chosen.path} was chosen, which can't read the tensors' memory on {device}; move them with .to({chosen.device!r})")
     return chosen
@@ -176,8 +178,7 @@ class Kernels:
 
         def launch(*arrays, **parameters):
             call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
-            outputs = known.get(call)
-            if outputs is None:
+            if (outputs := known.get(call)) is None:
                 if len(known) == 512:
                     known.clear()
                 outputs = known[call] = spec(*arrays, **parameters).outputs
@@ -194,6 +195,5 @@ _kernels: dict[str, Kernels] = {}
 
 def kernels(device: str) -> Kernels:
     if device not in _kernels:
-        check_device(device)
-        _kernels[device] = Kernels(device)
+        _kernels[check_device(device).name] = Kernels(device)
     return _kernels[device]

@@ -47,25 +47,28 @@ def owner_of(array):
     return array
 
 
-def hold(array) -> Hold:
-    """Makes the array and its owner read-only for one more graph, which gives the hold back to `release`."""
-    owner = owner_of(array)
+def hold(arrays: list) -> list[Hold]:
+    """Makes the arrays and their owners read-only for one more graph, which gives the holds back to `release`."""
+    found = []
     with _mutex:
-        held = _holds.get(id(owner))
-        if held is None:
-            held = _holds[id(owner)] = Hold(owner)
-        held.graphs += 1
-        if array is not owner and held.closed and array.flags.writeable:
-            array.setflags(False)
-            held.closed.append(array)
+        for array in arrays:
+            owner = array if array.base is None else owner_of(array)
+            held = _holds.get(id(owner))
+            if held is None:
+                held = _holds[id(owner)] = Hold(owner)
+            held.graphs += 1
+            if array is not owner and held.closed and array.flags.writeable:
+                array.setflags(False)
+                held.closed.append(array)
+            found.append(held)
     if _let_go:
         _settle()
-    return held
+    return found
 
 
-def release(held: Hold) -> None:
+def release(holds: list[Hold]) -> None:
     """One graph lets go; with the last one the arrays can be written again."""
-    _let_go.append(held)
+    _let_go.extend(holds)
     _settle()
 
 

@@ -28,15 +28,6 @@ def is_recording() -> bool:
     return not mode.pauses
 
 
-@contextmanager
-def recording_is(wanted: bool):
-    before, mode.pauses = mode.pauses, 0 if wanted else 1
-    try:
-        yield
-    finally:
-        mode.pauses = before
-
-
 def tracing():
     return mode.trace
 

@@ -14,13 +14,13 @@ from tinynet import guard
 
 
 class Node:
-    __slots__ = ("op", "k", "edges", "shapes", "saved", "holds", "__weakref__")
+    __slots__ = ("op", "k", "edges", "shapes", "saved", "names", "holds", "edits", "__weakref__")
 
     def __init__(self, op, k, tensors, arrays, out, parameters: dict, saved: dict):
         self.op, self.k = op, k
         self.edges = [(t.node or t) if t is not None and t.requires_grad else None for t in tensors]
         self.shapes = [getattr(a, "shape", ()) for a in arrays]
-        self.saved, self.holds = {}, []
+        self.saved = {}
         for name, edge in zip(op.inputs, self.edges):
             if edge is None:
                 continue
@@ -37,9 +37,13 @@ class Node:
                 else:
                     value = out if wanted == "out" else _known(wanted, op, saved, parameters)
                 self.saved[wanted] = value
-                if isinstance(value, k.xp.ndarray):
-                    held = guard.hold(value)
-                    self.holds.append((wanted, held, held.edits))
+        self._hold(k.xp.ndarray)
+
+    def _hold(self, kind) -> None:
+        """Guards the arrays among what is saved, until the graph is released; how often each was edited before."""
+        self.names = [name for name, value in self.saved.items() if isinstance(value, kind)]
+        self.holds = guard.hold([self.saved[name] for name in self.names])
+        self.edits = [held.edits for held in self.holds]
 
     def pull_back(self, dy, retain: bool) -> list[tuple]:
         """(edge, gradient) for each input that needs one, from the gradient of the result."""
@@ -60,7 +64,7 @@ class Node:
         """Raises RuntimeError if what was saved is gone, or was changed since."""
         if self.saved is None:
             raise RuntimeError(f"backward: the graph through {self.op.name} was already used and released; compute the result again, or call backward(retain_graph=True) the first time")
-        for name, held, edits in self.holds:
+        for name, held, edits in zip(self.names, self.holds, self.edits):
             if held.edits != edits:
                 raise RuntimeError(
                     f"backward: {name} of {self.op.name} (shape {self.saved[name].shape}) was changed in place (by an optimiser step or load_state_dict) after it was saved; call backward before the change, or compute the result again"
@@ -69,13 +73,13 @@ class Node:
     def release(self) -> None:
         """Lets go of everything that was saved, and of the graph behind."""
         holds, self.saved, self.holds, self.edges = self.holds, None, (), ()
-        for _, held, _ in holds:
-            guard.release(held)
+        if holds:
+            guard.release(holds)
 
     def __del__(self):
         # A graph that nobody ran backward through: its arrays must become writable again.
-        for _, held, _ in getattr(self, "holds", ()):
-            guard.release(held)
+        if holds := getattr(self, "holds", ()):
+            guard.release(holds)
 
 
 class Pulled(Node):
@@ -87,10 +91,7 @@ class Pulled(Node):
         self.op, self.pull, self.free = op, pull, free
         self.edges = [t.node or t for t in tensors]
         self.saved = {f"value {i}": a for i, a in enumerate(arrays)}
-        self.holds = []
-        for name, array in self.saved.items():
-            held = guard.hold(array)
-            self.holds.append((name, held, held.edits))
+        self._hold(np.ndarray)
 
     def pull_back(self, dy, retain: bool) -> list[tuple]:
         self.check_saved()

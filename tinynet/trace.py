@@ -20,7 +20,7 @@ from tinynet.deferred import deferred
 from tinynet.dispatch import chosen_by_hand
 from tinynet.guard import owner_of
 from tinynet.kernels.graph import Call
-from tinynet.mode import is_recording, recording_is, traced_by
+from tinynet.mode import is_recording, mode, traced_by
 from tinynet.random import generator
 from tinynet.tensor import Tensor
 
@@ -149,14 +149,21 @@ class Trace:
         if not self.waits:
             return
         self.waits = False
-        with traced_by(None), recording_is(self.recording):
-            for call in self.calls:
-                inputs = [call.numbers.get(place) if v is None else self.values[v] for place, v in enumerate(call.inputs)]
-                self.values[call.output].become(self.ops[call.output](*inputs, **call.parameters))
-            if self.root is not None:
-                self.root.backward()
-            if self.optimizer is not None:
-                self.optimizer.step()
+        before, mode.pauses = mode.pauses, 0 if self.recording else 1  # as it was when the function began, and at each of its ops
+        try:
+            with traced_by(None):
+                self._run()
+        finally:
+            mode.pauses = before
+
+    def _run(self) -> None:
+        for call in self.calls:
+            inputs = [call.numbers.get(place) if v is None else self.values[v] for place, v in enumerate(call.inputs)]
+            self.values[call.output].become(self.ops[call.output](*inputs, **call.parameters))
+        if self.root is not None:
+            self.root.backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
 
     # --- afterwards ------------------------------------------------------------------------------------------------
 

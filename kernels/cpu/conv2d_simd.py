@@ -184,21 +184,26 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     chunks = max(1, min(dy.n, 8, MOST_SUMS // tile.size))
     shares = max(1, min(8 // chunks, tile.units))
+    apart = shares > 1 and chunks == dy.n  # parts that share an image would each turn all of it: one phase does, for all
+    if apart:
+        copy.keep()
 
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
+    copies = dy.n if apart else slots
     base = SCRATCH
-    target = base + slots * copy.slot
-    sums = target + slots * turned * dy.item
+    target = base + copies * copy.size * dy.item
+    sums = target + copies * turned * dy.item
+    steps = (0, turned * dy.item) if apart else (turned * dy.item, 0)  # bytes of scratch from thread to thread, from image to image
     images = copy.rows_of(base, dtype)
     if wide:
-        images.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
+        images.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, *steps))
     elif dy.first:
-        images.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
+        images.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, *steps))
     numbers = dict(
         height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
-        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, turned * dy.item, 0) if turned else (dy.address, 0, dy.image * dy.item),
+        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, *steps) if turned else (dy.address, 0, dy.image * dy.item),
         sums=sums, sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
     images.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
@@ -207,7 +212,10 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
-    return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype, flops)
+    phases = [([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)]
+    if apart and images[:-1]:
+        phases[1:2] = (images[:-1], dy.n, chunks, shares), (images[-1:], dy.n, chunks, shares)
+    return Prepared(phases, copies * (copy.size + turned) + chunks * tile.size, dtype, flops)
 
 
 # --- gradient of the bias ----------------------------------------------------------------------------------------

@@ -64,8 +64,13 @@ class Entering:
         self.numbers = (x.image, planes, x.channel if x.first else 0, x.rows, x.row, run_, sides[0] * wide, sides[1] * wide, rows, step, top, count, self.channel if x.first else 0, self.row)
         self.whole = not shares
 
+    def keep(self) -> None:
+        """Scratch memory is each image's, not each thread's: for images that a phase of its own copies."""
+        if self.needed:
+            self.image, self.slot = self.size, 0
+
     def rows_of(self, base: int, dtype) -> list[list[int]]:
-        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.whole)] if self.needed else []
+        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.image * self.x.item, self.whole)] if self.needed else []
 
     def place(self, base: int, start: int = 0) -> tuple[int, int, int]:
         """Where element `start` of an image lies: an address, and the bytes from slot to slot and from image to image."""
