@@ -56,12 +56,14 @@ def _gemm(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     batch, rows, columns = shape
     item = np.dtype(dtype).itemsize
     tile, blocks = tiles.best_blocks(rows, columns, terms, dtype)
+    chunks, lanes = min(batch, 4 * slots), tile[1] * tile[2]
+    piece = -(-columns // (-(-slots // chunks) * lanes)) * lanes  # a piece for each thread; narrower ones read and write short runs
+    block = min(blocks["column_block"], piece)
+    shares = max(1, min(-(-4 * slots // chunks), -(-columns // block)))
     numbers = dict(
         rows=rows, columns=columns, terms=terms, a=(A, 0, a_strides[0]), a_row=a_strides[1] // item, a_term=a_strides[2] // item,
-        b=(B, 0, b_strides[0]), b_term=b_strides[1] // item, c=(C, 0, rows * columns * item), c_row=columns, **blocks,
+        b=(B, 0, b_strides[0]), b_term=b_strides[1] // item, c=(C, 0, rows * columns * item), c_row=columns, **{**blocks, "column_block": block},
     )  # fmt: skip
-    chunks = min(batch, 4 * slots)
-    shares = max(1, min(-(-4 * slots // chunks), -(-columns // blocks["column_block"])))
     return Prepared([([named(compiled(tiles.gemm, *tile, dtype), tiles.GEMM, numbers)], batch, chunks, shares)], 0, dtype, 2 * batch * rows * columns * terms)
 
 
