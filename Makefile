@@ -11,7 +11,7 @@ compare: $(VENV)/ready
 	$(BIN)/tinynet compare
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 $(VENV)/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "tinynet needs Python 3.11 to 3.13; this is %d.%d: make PYTHON=python3.12 ..." % v)'
