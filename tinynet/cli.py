@@ -295,6 +295,44 @@ def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, math
     raise typer.Exit(0 if fine else 1)
 
 
+@bench.command()
+def cliffs(
+    only: Annotated[str, typer.Option(help="conv2d,conv2d_dx,conv2d_dw,matmul,max_pool2d,max_pool2d_dx,avg_pool2d,avg_pool2d_dx; all if left out")] = "",
+    show: Annotated[int, typer.Option(min=1, help="pairs of each kernel, at most; all that are cliffs in any case")] = 5,
+    bases: Annotated[int, typer.Option(min=1, show_default=False, help="shapes of each kernel to walk from; all if left out")] = sys.maxsize,
+    as_json: Annotated[bool, typer.Option("--json", help="print the pairs as JSON on standard output")] = False,
+) -> None:
+    """Neighbouring shapes of which one takes far longer for what it computes: proved, swept, and the worst timed again in turns. Exit code 1 above 4 times."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tinynet.bench import tables
+    from tinynet.bench.cliffs import CLIFF, FAMILIES, Sweep, as_data
+    from tinynet.bench.roofline import measure
+
+    chosen = _choice(only, list(FAMILIES), "kernel")
+    console, found, fine, roof = Console(), [], True, measure()
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=terminal) as progress:
+        for kernel in chosen:
+            sweep = Sweep(kernel, roof)
+            walked = sweep.bases()[:bases]
+            bar = progress.add_task(kernel, total=len(walked) + 1)
+            for base in walked:
+                sweep.walk(base)
+                progress.advance(bar)
+            worst = sweep.worst(show)
+            progress.advance(bar)
+            fine &= not sweep.wrong and all(pair.excess <= CLIFF for pair in worst)
+            found.append(as_data(sweep, worst))
+            if not as_json:
+                for line in tables.cliffs(kernel, worst, sweep.timed, len(sweep.pairs)):
+                    console.print(line, highlight=False)
+                for point in sweep.wrong:
+                    console.print(f"[red]{kernel}: {point.verdict}, so not timed:[/] {escape(tables.text_of(point.shape))}")
+    if as_json:
+        json.dump(found, sys.stdout)
+    raise typer.Exit(0 if fine else 1)
+
+
 @bench.command("networks")
 def bench_networks(
     networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck; all if left out (keras and pytorch are one architecture)")] = "",
