@@ -21,11 +21,12 @@ from tinynet.kernels.cpu.profile import Profile, StepTime
 
 LEVELS = (1 / 32, 1 / 4, 1, 4, 16, 64)  # MiB whose reading is measured: a step's bandwidth is held against that of what it touches
 MATHS = ("strict", "winograd")
-RATE = truth.LEARNING_RATE
+RATE, DECAY = truth.LEARNING_RATE, 0.01
 OPTIMIZERS: dict[str, Callable] = {
     "sgd": lambda parameters: tinynet.optim.SGD(parameters, RATE),
     "momentum": lambda parameters: tinynet.optim.SGD(parameters, RATE, momentum=0.9),
     "adam": lambda parameters: tinynet.optim.Adam(parameters, RATE),
+    "adamw": lambda parameters: tinynet.optim.AdamW(parameters, RATE, weight_decay=DECAY),
 }
 RUNS = ("forward", *OPTIMIZERS)  # what a program does: a forward pass, or a whole training step with one of these
 
@@ -73,14 +74,15 @@ def measure(network: Network, state: truth.State, x: np.ndarray, y: np.ndarray, 
     optimizer.state = [{} for _ in parameters]
     loss = fast(x, y).item()
     after = {name: p.numpy() for name, p in zip(names, parameters, strict=True)}
-    if run == "adam":
+    if run in ("adam", "adamw"):
         # Its step is nearly the gradient's sign, which rounding may turn: so the gradient is held against the truth, and
         # the step against the formula for this gradient.
         gradients = {name: p.grad for name, p in zip(names, parameters)}
         found = truth.errors(want, state, {"loss": loss, "state": {name: state[name].astype(np.float64) - RATE * g for name, g in gradients.items()}})
         for name, g in gradients.items():
             g, before = g.astype(np.float64), state[name].astype(np.float64)
-            found[f"Adam's step of {name}"] = (truth.error(after[name] - before, -RATE * g / (np.abs(g) + 1e-8), allowed=np.linalg.norm(before) * 2.0**-24), truth.TOLERANCE)
+            step_of_adam = -RATE * (g / (np.abs(g) + 1e-8) + (DECAY * before if run == "adamw" else 0.0))
+            found[f"Adam's step of {name}"] = (truth.error(after[name] - before, step_of_adam, allowed=np.linalg.norm(before) * 2.0**-24), truth.TOLERANCE)
     else:
         found = truth.errors(want, state, {"loss": loss, "state": after})
     wrong = _wrong(found)

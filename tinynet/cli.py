@@ -213,7 +213,7 @@ def kernels(
     batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
     only: Annotated[str, typer.Option(help="names of kernels, like conv2d,matmul; all if left out")] = "",
     compiled: Annotated[bool, typer.Option("--compiled", help="the steps of compiled programs instead: fused kernels, losses, updates of optimisers, packing")] = False,
-    runs: Annotated[str, typer.Option(help="with --compiled: forward, or training with sgd,momentum,adam; all if left out")] = "",
+    runs: Annotated[str, typer.Option(help="with --compiled: forward, or training with sgd,momentum,adam,adamw; all if left out")] = "",
     maths: Annotated[str, typer.Option(help="with --compiled: strict,winograd; both if left out")] = "",
     rounds: Annotated[int, typer.Option(min=3)] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as JSON on standard output")] = False,
