@@ -15,7 +15,8 @@ The weights' gradient holds a tile of weights in registers instead, channels of 
     acc[c, :] += x[pixel, c] * dy[pixel, :]
 
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes
-some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest.
+some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest; depthwise convolution,
+whose groups are single channels, has kernels of its own (conv2d_depthwise.py).
 
 images.py has the copies that padding and layouts ask for. Next on the walk, and its end: tiles.py, which tile, and
 tiles_kernels.py, the kernels themselves.
@@ -24,14 +25,15 @@ tiles_kernels.py, the kernels themselves.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, gcd, prod
+from math import ceil, prod
 
 import numpy as np
 
 from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
+from tinynet.kernels.cpu import conv2d_depthwise as depthwise
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
+from tinynet.kernels.cpu.images import Entering, Images, Leaving, phases, shared, span, widened
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -59,10 +61,15 @@ def _laid(shape: tuple[int, ...], groups: int, forward: bool, weight: int, targe
 
 @implements("conv2d", device="cpu", variant="simd", default=True)
 def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
+    if depthwise.takes(weight.shape, groups):
+        depthwise.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
+        return
     lanes = widened(weight.shape[0] // groups)
     if bias is not None:
         if lanes > weight.shape[0] // groups:
-            bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - weight.shape[0] // groups)))
+            wide = np.zeros((groups, lanes), bias.dtype)
+            wide[:, : weight.shape[0] // groups] = bias.reshape(groups, -1)
+            bias = wide
         bias = np.ascontiguousarray(bias)
     call = _forward(x.shape, weight.shape, bias is not None, x.dtype.type, stride, padding, dilation, groups, layout, out.shape, threads.count())
     call(np.ascontiguousarray(x), np.ascontiguousarray(weight), bias, out)
@@ -98,29 +105,11 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
 # --- gradient of the images -----------------------------------------------------------------------------------
 
 
-def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> list[tuple[int, ...]]:
-    """For each phase h = q*stride + phase of one axis: (phase, how many q, first tap, step of taps, how many, offset, step back).
-
-    The tap first + m*step meets output q + offset - m*back:  h + before - tap*dilation = output * stride.
-    """
-    found = []
-    every = stride // gcd(stride, dilation)
-    for phase in range(min(stride, size)):
-        count = ceil((size - phase) / stride)
-        met = [u for u in range(kernel) if (phase + before - u * dilation) % stride == 0]
-        first = met[0] if met else 0
-        found.append((phase, count, first, every, len(met), (phase + before - first * dilation) // stride, every * dilation // stride))
-    return found
-
-
-def span(found) -> tuple[int, int]:
-    """The least and the largest offset of any tap."""
-    offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]
-    return (min(offsets), max(offsets)) if offsets else (0, 0)
-
-
 @implements("conv2d_dx", device="cpu", variant="simd", default=True)
 def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout, out):
+    if depthwise.takes(weight.shape, groups):
+        depthwise.conv2d_dx(dy, weight, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
+        return
     call = _images_gradient(dy.shape, weight.shape, dy.dtype.type, out.shape, stride, padding, dilation, groups, layout, threads.count())
     call(np.ascontiguousarray(dy), np.ascontiguousarray(weight), None, out)
 
@@ -169,6 +158,9 @@ MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
 def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout, out):
+    if depthwise.takes(out.shape, groups):
+        depthwise.conv2d_dw(dy, x, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
+        return
     call = _weights_gradient(dy.shape, x.shape, x.dtype.type, out.shape, stride, padding, dilation, groups, layout, threads.count())
     call(np.ascontiguousarray(dy), np.ascontiguousarray(x), None, out)
 

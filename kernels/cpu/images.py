@@ -4,7 +4,7 @@ way in (padding) and on the way out (channels side by side, as a tile stores the
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, gcd
 
 import numpy as np
 
@@ -41,6 +41,27 @@ def shared(images: int, rows: int) -> tuple[int, int]:
     wanted = 4 * threads.count() if threads.count() > 1 else 1
     chunks = min(images, wanted)
     return chunks, max(1, min(rows, wanted // max(chunks, 1) if chunks < wanted else 1))
+
+
+def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> list[tuple[int, ...]]:
+    """For each phase h = q*stride + phase of one axis: (phase, how many q, first tap, step of taps, how many, offset, step back).
+
+    The tap first + m*step meets output q + offset - m*back:  h + before - tap*dilation = output * stride.
+    """
+    found = []
+    every = stride // gcd(stride, dilation)
+    for phase in range(min(stride, size)):
+        count = ceil((size - phase) / stride)
+        met = [u for u in range(kernel) if (phase + before - u * dilation) % stride == 0]
+        first = met[0] if met else 0
+        found.append((phase, count, first, every, len(met), (phase + before - first * dilation) // stride, every * dilation // stride))
+    return found
+
+
+def span(found) -> tuple[int, int]:
+    """The least and the largest offset of any tap."""
+    offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]
+    return (min(offsets), max(offsets)) if offsets else (0, 0)
 
 
 class Entering:
