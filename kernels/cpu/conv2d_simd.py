@@ -153,6 +153,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
 
 # --- gradient of the weights -------------------------------------------------------------------------------------
 
+MOST_CHUNKS = 8  # of images, with sums of their own
 MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 
@@ -171,35 +172,42 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     lanes = widened(k // groups)
     dy, x = Images(dy_shape, layout, dtype, X), Images(x_shape, layout, dtype, WEIGHT)
     (top, _), (left, right) = padding
-    copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
+    # Few images: parts share one's tiles, and all of them read the copies, which are made in a phase of their own then.
+    apart = dy.n <= MOST_CHUNKS // 2
+    copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)), apart)
     tile = Weights((kh, kw, c), (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel), lanes, groups, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
-    chunks = max(1, min(dy.n, 8, MOST_SUMS // tile.size))
-    shares = max(1, min(8 // chunks, tile.units))
+    chunks = max(1, min(dy.n, MOST_CHUNKS, MOST_SUMS // tile.size))
+    shares = max(1, min(MOST_CHUNKS // chunks, tile.units))
+    places = dy.n if apart else slots
 
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
     base = SCRATCH
-    target = base + slots * copy.slot
-    sums = target + slots * turned * dy.item
-    images = copy.rows_of(base, dtype)
+    target = base + places * copy.size * dy.item
+    sums = target + places * turned * dy.item
+    copies = copy.rows_of(base, dtype)
+    lanes_at = (target, 0, turned * dy.item) if apart else (target, turned * dy.item, 0)
     if wide:
-        images.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, turned * dy.item))
+        copies.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, *lanes_at))
     elif dy.first:
-        images.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, turned * dy.item))
+        copies.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, *lanes_at))
     numbers = dict(
         height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
-        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, turned * dy.item, 0) if turned else (dy.address, 0, dy.image * dy.item),
+        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=lanes_at if turned else (dy.address, 0, dy.image * dy.item),
         sums=sums, sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
-    images.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
+    summed = named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers)
     zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * tile.size, y=sums))
     numbers = dict(x=sums, chunks=chunks, x_chunk=tile.size, count=k // groups, y=OUT, **tile.gathered)
     gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
-    return Prepared([([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)], slots * (copy.size + turned) + chunks * tile.size, dtype, flops)
+    images = [([*copies, summed], dy.n, chunks, shares)]
+    if apart and copies:
+        images = [(copies, dy.n, dy.n, 1), ([summed], dy.n, chunks, shares)]
+    return Prepared([([zeros], 1, 1, pieces), *images, ([gathered], 1, 1, pieces)], places * (copy.size + turned) + chunks * tile.size, dtype, flops)
 
 
 # --- gradient of the bias ----------------------------------------------------------------------------------------

@@ -67,9 +67,9 @@ def span(found) -> tuple[int, int]:
 class Entering:
     """The rows that one part needs, with their padding around them, in scratch memory; or the images as they lie."""
 
-    def __init__(self, x: Images, step: int, top: int, count: int, sides: tuple[int, int], rows: int, shares: int, needed: bool):
+    def __init__(self, x: Images, step: int, top: int, count: int, sides: tuple[int, int], rows: int, shares: int, needed: bool, each: bool = False):
         """Output row i reads `count` rows from i*step - top on; `sides`: columns of padding; `rows`: outputs of an image.
-        shares: 0 if every part needs the whole image."""
+        shares: 0 if every part needs the whole image. each: memory for every image, not for every thread."""
         self.x, self.needed, self.step = x, needed, step
         if not needed:
             self.image, self.row, self.column, self.channel = x.image, x.row, x.column, x.channel
@@ -78,15 +78,15 @@ class Entering:
         most = (ceil(rows / max(shares, 1)) - 1) * step + count  # rows in the largest share
         width = sides[0] + x.columns + sides[1]
         self.column, self.row, self.channel = (1, width, most * width) if x.first else (x.channels, width * x.channels, 1)
-        self.image = self.first_row = 0  # scratch begins at the share's own first row
+        self.first_row = 0  # scratch begins at the share's own first row
         self.size = lines(most * width * x.channels, f"f{x.item}")
-        self.slot = self.size * x.item
+        self.slot, self.image = (0, self.size) if each else (self.size * x.item, 0)
         planes, run_, wide = (x.channels, x.columns, 1) if x.first else (1, x.columns * x.channels, x.channels)
         self.numbers = (x.image, planes, x.channel if x.first else 0, x.rows, x.row, run_, sides[0] * wide, sides[1] * wide, rows, step, top, count, self.channel if x.first else 0, self.row)
         self.whole = not shares
 
     def rows_of(self, base: int, dtype) -> list[list[int]]:
-        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.whole)] if self.needed else []
+        return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.image * self.x.item, self.whole)] if self.needed else []
 
     def place(self, base: int, start: int = 0) -> tuple[int, int, int]:
         """Where element `start` of an image lies: an address, and the bytes from slot to slot and from image to image."""

@@ -52,9 +52,9 @@ def enter(T):
         x, x_image, planes, x_plane = pointer(get(row, 0), T), get(row, 1), get(row, 2), get(row, 3)
         height, x_row, run, left, right = get(row, 4), get(row, 5), get(row, 6), get(row, 7), get(row, 8)
         outputs, step, top, count, y_plane, y_row = get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
-        y = pointer(get(row, 15) + slot * get(row, 16), T)
+        y = place(row, 15, image, slot, T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
-        if get(row, 17) != 0:  # every part needs the whole image
+        if get(row, 18) != 0:  # every part needs the whole image
             begin, end = 0, outputs
         first, rows = begin * step - top, (end - begin - 1) * step + count
         for plane in range(planes):
@@ -135,14 +135,18 @@ def turn_few(T):
     def kernel(row, image, slot, chunk, share, shares):
         groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
-        y, source = pointer(get(row, 8) + slot * get(row, 9), T), image * get(row, 5)
+        y, source = place(row, 8, image, slot, T), image * get(row, 5)
         lanes = pitch // groups
-        for p in range(pixels):
+        for first in range(0, pixels, 64):  # so many that all their lanes stay in the first cache
+            last = min(first + 64, pixels)
             for g in range(groups):
                 for o in range(count):
-                    put(y, p * pitch + g * lanes + o, get(x, source + p * x_pixel + (g * count + o) * x_channel))
+                    channel = source + (g * count + o) * x_channel
+                    for p in range(first, last):
+                        put(y, p * pitch + g * lanes + o, get(x, channel + p * x_pixel))
                 for o in range(count, lanes):
-                    put(y, p * pitch + g * lanes + o, 0.0)
+                    for p in range(first, last):
+                        put(y, p * pitch + g * lanes + o, 0.0)
 
     return kernel
 
@@ -153,7 +157,7 @@ def turn(T):
     def kernel(row, image, slot, chunk, share, shares):
         channels, pixels = get(row, 0), get(row, 1)
         x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
-        y = pointer(get(row, 5) + slot * get(row, 6), T)
+        y = place(row, 5, image, slot, T)
         transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
 
     return kernel
