@@ -1,12 +1,12 @@
-"""Every variant of every CPU kernel on the layers of the article's networks: proved right on that very shape, then timed.
+"""Every variant of every CPU kernel on the layers of networks (zoo.py): proved right on that very shape, then timed.
 
 The table that comes out is the kernels' story in numbers: seconds, operations a second, and the share of what the
-machine can do at most (roofline.py).
+machine can do at most (roofline.py). programs.py shows the kernels of compiled programs in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +14,10 @@ import numpy as np
 from tinynet import oracle
 from tinynet.bench.roofline import Roofline
 from tinynet.bench.timing import in_turns
-from tinynet.compare.networks import IMAGE, NETWORKS, Conv, Dense, MaxPool
+from tinynet.bench.zoo import NETWORKS, AvgPool, Conv, Dense, MaxPool, Step
 from tinynet.dispatch import find, variants
-from tinynet.geometry import PoolWindow, Window, nchw
-from tinynet.kernels.contract import CONTRACTS
+from tinynet.geometry import PoolWindow, Window
+from tinynet.kernels.contract import CONTRACTS, Implementation
 
 
 @dataclass(frozen=True)
@@ -68,46 +68,64 @@ def layers(network: str, images: int, rng) -> Iterator[Work]:
     def reals(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    channels, rows, columns = IMAGE
-    for layer in NETWORKS[network].layers:
+    for step in NETWORKS[network].steps():
+        layer = step.layer
         if isinstance(layer, Conv):
-            x, weight, bias = reals(images, channels, rows, columns), reals(layer.out_channels, channels, layer.kernel_size, layer.kernel_size), reals(layer.out_channels)
-            window = dict(Window(x.shape, weight.shape, 1, layer.padding, 1, 1, "NCHW"))
-            forward = Work("conv2d", f"{layer.name} {channels} to {layer.out_channels}, {rows}x{columns}", (x, weight, bias), window)
-            (shape, _), = forward.spec.outputs
-            dy = reals(*shape)
+            (channels, rows, columns), out = step.before, layer.out_channels
+            x, weight, bias = reals(images, *step.before), reals(*step.parameters[f"{step.name}.weight"]), reals(out)
+            window = dict(Window(x.shape, weight.shape, layer.stride, layer.padding, 1, layer.groups, "NCHW"))
+            forward = Work("conv2d", f"{step.name} {channels} to {out}, {rows}x{columns}", (x, weight, bias), window)
+            dy = reals(images, *step.after)
             yield forward
             yield Work("conv2d_dx", forward.layer, (dy, weight), dict(window, x_shape=x.shape))
             yield Work("conv2d_dw", forward.layer, (dy, x), dict(window, weight_shape=weight.shape))
             yield Work("conv2d_db", forward.layer, (dy,), dict(layout="NCHW"))
-            _, channels, rows, columns = nchw(shape, "NCHW")
         elif isinstance(layer, MaxPool):
-            x = np.maximum(reals(images, channels, rows, columns), 0)
-            window = dict(PoolWindow(x.shape, layer.size, None, 0, False, "NCHW", "max_pool2d", 1))
-            forward = Work("max_pool2d", f"pool {channels}, {rows}x{columns}", (x,), window)
+            x, dy = np.maximum(reals(images, *step.before), 0), reals(images, *step.after)
+            window = dict(PoolWindow(x.shape, layer.size, layer.stride, 0, False, "NCHW", "max_pool2d", 1))
+            forward = Work("max_pool2d", _pooled(step), (x,), window)
             yield forward
-            rows, columns = rows // layer.size, columns // layer.size
             _, argmax = oracle.reference.max_pool2d(x, **window)
-            yield Work("max_pool2d_dx", forward.layer, (reals(images, channels, rows, columns), argmax.value.astype(np.int32)), dict(x_shape=x.shape, layout="NCHW"))
+            yield Work("max_pool2d_dx", forward.layer, (dy, argmax.value.astype(np.int32)), dict(x_shape=x.shape, layout="NCHW"))
+        elif isinstance(layer, AvgPool):
+            x, dy = reals(images, *step.before), reals(images, *step.after)
+            window = dict(PoolWindow(x.shape, layer.size, None, 0, False, "NCHW", "avg_pool2d"), count_include_pad=True)
+            yield Work("avg_pool2d", _pooled(step), (x,), window)
+            yield Work("avg_pool2d_dx", _pooled(step), (dy,), dict(window, x_shape=x.shape))
         elif isinstance(layer, Dense):
-            x, weight, dy = reals(images, layer.in_features), reals(layer.out_features, layer.in_features), reals(images, layer.out_features)
-            where = f"{layer.name} {layer.in_features} to {layer.out_features}"
+            inputs, outputs = step.before[0], layer.out_features
+            x, weight, dy = reals(images, inputs), reals(outputs, inputs), reals(images, outputs)
+            where = f"{step.name} {inputs} to {outputs}"
             yield Work("matmul", f"{where}, forward", (x, weight.T), {})
             yield Work("matmul", f"{where}, dx", (dy, weight), {})
             yield Work("matmul", f"{where}, dweight", (dy.T, x), {})
 
 
+def _pooled(step: Step) -> str:
+    channels, rows, columns = step.before
+    return f"pool {channels}, {rows}x{columns}"
+
+
+def prove(work: Work, implementation: Implementation):
+    """The oracle's verdict on a kernel, on this very shape."""
+    want = oracle.reference.find(work.name)(*work.arrays, **work.parameters)
+    judged = want if implementation.norm is None else want.with_norm(implementation.norm)
+    return oracle.judge(oracle.with_out(implementation, work.name)(*work.arrays, **work.parameters), judged, max_zero_share=1.0)
+
+
+def call(work: Work, implementation: Implementation) -> Callable[[], object]:
+    """The kernel on this work, with outputs that are there: what is timed."""
+    outputs = tuple(np.empty(shape, dtype) for shape, dtype in work.spec.outputs)
+    out = outputs if len(outputs) > 1 else outputs[0]
+    return lambda: implementation.function(*work.arrays, **work.parameters, out=out)
+
+
 def measure(work: Work, roofline: Roofline, *, rounds: int, block_s: float) -> list[Row]:
     """Every variant of the kernel on this work, in turns."""
-    want = oracle.reference.find(work.name)(*work.arrays, **work.parameters)
     calls, verdicts = {}, {}
     for variant in variants(work.name, "cpu"):
         kernel = find(work.name, f"cpu.{variant}")
-        judged = want if kernel.norm is None else want.with_norm(kernel.norm)
-        verdicts[variant] = oracle.judge(oracle.with_out(kernel, work.name)(*work.arrays, **work.parameters), judged, max_zero_share=1.0)
-        outputs = tuple(np.empty(shape, dtype) for shape, dtype in work.spec.outputs)
-        out = outputs if len(outputs) > 1 else outputs[0]
-        calls[variant] = lambda kernel=kernel, out=out: kernel.function(*work.arrays, **work.parameters, out=out)
+        verdicts[variant], calls[variant] = prove(work, kernel), call(work, kernel)
     times = in_turns({variant: call for variant, call in calls.items() if verdicts[variant]}, rounds=rounds, block_s=block_s)
     found = []
     for variant, verdict in verdicts.items():

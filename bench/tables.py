@@ -1,9 +1,14 @@
-"""What `tinynet bench networks` shows of a table: times, ratios beside their targets, and who failed why."""
+"""What the `tinynet bench` commands show: of whole networks times, ratios beside their targets, and who failed why; of
+compiled programs every step beside the roofline; of cliffs the worst pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from tinynet.bench.cliffs import CLIFF, Pair, text_of
+from tinynet.bench.programs import Table as Program
+from tinynet.bench.programs import limit
+from tinynet.bench.roofline import Roofline
 from tinynet.compare.report import seconds
 
 QUIET = 10.0  # percent of the machine
@@ -63,3 +68,39 @@ def _target(entry: dict) -> str:
 
 def _met(met: bool) -> str:
     return "[green]met[/]" if met else "[red]not met[/]"
+
+
+# --- compiled programs ---
+
+
+def steps(program: Program, roof: Roofline):
+    """A row for each step, in the order in which they run."""
+    from rich.table import Table
+
+    profile = program.profile
+    view = Table(title=f"{program.title}: the whole {seconds(profile.seconds)}, {len(profile.steps)} steps by themselves {seconds(profile.sum)}")
+    for column in ("step", "on", "kernel"):
+        view.add_column(column)
+    for column in ("share", "time", "GFLOP/s", "GB/s", "reaches"):
+        view.add_column(column, justify="right", no_wrap=True)
+    for step in profile.steps:
+        bound = limit(step, roof)
+        limited = f"{bound.share:.0%} of " + ("peak" if bound.by == "peak" else f"{bound.rate / 1e9:.0f} GB/s")
+        if step.fewer:
+            limited += " *"
+        rate = "" if step.gflops is None else f"{step.gflops:,.1f}"
+        view.add_row(step.name, step.on, step.kernel, f"{step.seconds / profile.sum:.1%}", seconds(step.seconds), rate, f"{step.gb_s:,.1f}", "[red]IMPOSSIBLE[/]" if bound.impossible else limited)
+    return view
+
+
+# --- cliffs ---
+
+
+def cliffs(kernel: str, pairs: list[Pair], shapes: int, neighbours: int) -> Iterator[str]:
+    """The worst neighbours of one kernel, the worst first; with rich's markup."""
+    yield f"[bold]{kernel}[/]: {shapes:,} shapes, {neighbours:,} pairs of neighbours, the worst:"
+    for pair in pairs:
+        times, shares = (" to ".join(texts) for texts in ([text(p) for p in (pair.fast, pair.slow)] for text in (lambda p: seconds(p.seconds), lambda p: f"{p.least / p.seconds:.2%}")))
+        ratio = f"[red]{pair.excess:.1f} x[/]" if pair.excess > CLIFF else f"{pair.excess:.1f} x"
+        step = f"{pair.dimension} {pair.fast.shape[pair.dimension]} to {pair.slow.shape[pair.dimension]}"
+        yield f"  {ratio}  {step}: {times}, {shares} of the roofline; {text_of(pair.slow.shape, pair.dimension)}"

@@ -209,25 +209,41 @@ def roofline(as_json: Annotated[bool, typer.Option("--json", help="print the res
 
 @bench.command()
 def kernels(
-    networks: Annotated[str, typer.Option(help="tensorflow,keras,pytorch; their layers are timed; tensorflow,keras if left out")] = "tensorflow,keras",
+    networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
     batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
     only: Annotated[str, typer.Option(help="names of kernels, like conv2d,matmul; all if left out")] = "",
+    compiled: Annotated[bool, typer.Option("--compiled", help="the steps of compiled programs instead: fused kernels, losses, updates of optimisers, packing")] = False,
+    runs: Annotated[str, typer.Option(help="with --compiled: forward, or training with sgd,momentum,adam,adamw; all if left out")] = "",
+    maths: Annotated[str, typer.Option(help="with --compiled: strict,winograd; both if left out")] = "",
     rounds: Annotated[int, typer.Option(min=3)] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as JSON on standard output")] = False,
 ) -> None:
-    """Every variant of every CPU kernel on the networks' layers: proved on that very shape, timed in turns, beside the roofline."""
+    """Every variant of every CPU kernel on the networks' layers, or every step of their compiled programs: proved, timed in turns, beside the roofline."""
+    from tinynet.bench.zoo import NETWORKS
+
+    chosen, sizes = _choice(networks, list(NETWORKS), "network"), _sizes(batch_sizes)
+    if compiled and only:
+        raise typer.BadParameter("--only names single kernels; with --compiled, which times whole programs, choose --runs and --maths")
+    if not compiled and (runs or maths):
+        raise typer.BadParameter("--runs and --maths choose compiled programs; add --compiled")
+    if compiled:
+        _programs(chosen, sizes, runs, maths, rounds, as_json)
+    else:
+        _variants(chosen, sizes, only, rounds, as_json)
+
+
+def _variants(networks: tuple[str, ...], sizes: tuple[int, ...], only: str, rounds: int, as_json: bool) -> None:
     import numpy as np
     from rich.progress import track
 
     from tinynet.bench import kernels as table
     from tinynet.bench.roofline import measure
-    from tinynet.compare.networks import NETWORKS
     from tinynet.kernels.contract import CONTRACTS
 
-    chosen, names, sizes = _choice(networks, list(NETWORKS), "network"), _choice(only, list(CONTRACTS), "kernel"), _sizes(batch_sizes)
+    names = _choice(only, list(CONTRACTS), "kernel")
     roof = measure()
     rng = np.random.default_rng(0)
-    works = [(network, size, work) for network in chosen for size in sizes for work in table.layers(network, size, rng) if work.name in names]
+    works = [(network, size, work) for network in networks for size in sizes for work in table.layers(network, size, rng) if work.name in names]
     found = []
     for network, size, work in track(works, "measuring", console=terminal):
         found += [(network, size, r) for r in table.measure(work, roof, rounds=rounds, block_s=0.02)]
@@ -243,6 +259,78 @@ def kernels(
             view.add_row(network, str(size), r.work.name, r.work.layer, r.variant, r.verdict, *cells)
         console.print(view)
     raise typer.Exit(0 if all(r.seconds is not None and not r.impossible for _, _, r in found) else 1)
+
+
+def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, maths: str, rounds: int, as_json: bool) -> None:
+    from rich.progress import Progress
+
+    from tinynet.bench import programs, tables, truth
+    from tinynet.bench.roofline import measure
+    from tinynet.bench.zoo import NETWORKS, initial_state
+
+    chosen, ways = _choice(runs, programs.RUNS, "run"), _choice(maths, programs.MATHS, "math")
+    roof, found, console = measure(sizes=programs.LEVELS), [], Console()
+    if not as_json:
+        reads = ", ".join(f"{mib:g} MiB {rate / 1e9:.0f} GB/s" for mib, rate in roof.bandwidth.items())
+        console.print(f"{roof.peak / 1e9:.0f} GFLOP/s at most on {roof.threads} threads; reading again and again {reads}")
+    with Progress(console=terminal) as progress:
+        bar = progress.add_task("measuring", total=len(networks) * len(sizes) * len(chosen) * len(ways))
+        for network in map(NETWORKS.get, networks):
+            state = initial_state(network)
+            for size in sizes:
+                x, y = truth.images(network, state, size)
+                wants = {kind: truth.truth(network, kind, state, x, y) for kind in {"forward" if run == "forward" else "training" for run in chosen}}
+                for run in chosen:
+                    for math in ways:
+                        table = programs.measure(network, state, x, y, run, math, wants["forward" if run == "forward" else "training"], rounds)
+                        found.append(table)
+                        progress.advance(bar)
+                        if not as_json:
+                            console.print(tables.steps(table, roof) if table.profile else f"[red]{table.title}: wrong, so not timed:[/] {'; '.join(table.wrong)}")
+    if as_json:
+        json.dump({"peak_gflops": roof.peak / 1e9, "bandwidth_gb_s": {str(mib): rate / 1e9 for mib, rate in roof.bandwidth.items()}, "threads": roof.threads, "programs": [programs.as_data(t, roof) for t in found]}, sys.stdout)
+    elif any(step.fewer for t in found if t.profile for step in t.profile.steps):
+        console.print("* Winograd's algorithm multiplies less than the definition, whose operations are counted")
+    fine = all(t.profile is not None and not any(programs.limit(step, roof).impossible for step in t.profile.steps) for t in found)
+    raise typer.Exit(0 if fine else 1)
+
+
+@bench.command()
+def cliffs(
+    only: Annotated[str, typer.Option(help="conv2d,conv2d_dx,conv2d_dw,matmul,max_pool2d,max_pool2d_dx,avg_pool2d,avg_pool2d_dx; all if left out")] = "",
+    show: Annotated[int, typer.Option(min=1, help="pairs of each kernel, at most; all that are cliffs in any case")] = 5,
+    bases: Annotated[int, typer.Option(min=1, show_default=False, help="shapes of each kernel to walk from; all if left out")] = sys.maxsize,
+    as_json: Annotated[bool, typer.Option("--json", help="print the pairs as JSON on standard output")] = False,
+) -> None:
+    """Neighbouring shapes of which one takes far longer for what it computes: proved, swept, and the worst timed again in turns. Exit code 1 above 4 times."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from tinynet.bench import tables
+    from tinynet.bench.cliffs import CLIFF, FAMILIES, Sweep, as_data
+    from tinynet.bench.roofline import measure
+
+    chosen = _choice(only, list(FAMILIES), "kernel")
+    console, found, fine, roof = Console(), [], True, measure()
+    with Progress(TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn(), console=terminal) as progress:
+        for kernel in chosen:
+            sweep = Sweep(kernel, roof)
+            walked = sweep.bases()[:bases]
+            bar = progress.add_task(kernel, total=len(walked) + 1)
+            for base in walked:
+                sweep.walk(base)
+                progress.advance(bar)
+            worst = sweep.worst(show)
+            progress.advance(bar)
+            fine &= not sweep.wrong and all(pair.excess <= CLIFF for pair in worst)
+            found.append(as_data(sweep, worst))
+            if not as_json:
+                for line in tables.cliffs(kernel, worst, sweep.timed, len(sweep.pairs)):
+                    console.print(line, highlight=False)
+                for point in sweep.wrong:
+                    console.print(f"[red]{kernel}: {point.verdict}, so not timed:[/] {escape(tables.text_of(point.shape))}")
+    if as_json:
+        json.dump(found, sys.stdout)
+    raise typer.Exit(0 if fine else 1)
 
 
 @bench.command("networks")

@@ -90,8 +90,25 @@ class Inference:
             if target.min() < 0 or target.max() >= classes:
                 raise ValueError(f"{op}: classes run from 0 to {classes - 1}; target holds {int(target.min())} to {int(target.max())}")
 
+    # --- looking inside -------------------------------------------------------------------------------------------
+
     def explain(self) -> str:
         return self.network.explain()
+
+    def profile(self, values: dict, rounds: int):
+        """Times every step of the program; nothing outside of it changes."""
+        from tinynet.kernels.cpu.profile import profile
+
+        arena = self.network.arena()
+        self._bind(arena, values)
+        self._bind_results(arena)
+        found = profile(self.network, arena, self._bind_rest(arena), rounds)
+        self._check(arena)
+        return found
+
+    def _bind_rest(self, arena) -> list:
+        """Binds what else a whole run reads and writes; the keys of what it changes."""
+        return []
 
 
 class Differentiable(Inference):
@@ -123,6 +140,12 @@ class Differentiable(Inference):
             shares[v] = self.network.gradient(arena, v)
         factor = dy if self.graph.loss is not None and dy != 1 else None  # a loss' gradient is known up to a factor
         return [shares[v] if factor is None else shares[v] * factor for v in self.graph.gradients]
+
+    def _bind_rest(self, arena) -> list:
+        arena.bind(("dy", self.seed), np.ones(self.graph.shapes[self.seed], self.dtype))
+        for v in self.graph.gradients:
+            arena.bind(("gradient", v), np.empty(self.graph.shapes[v], self.dtype))
+        return []
 
 
 class Step(Inference):
@@ -190,3 +213,12 @@ class Step(Inference):
             for name, key in zip(names, ("first", "second")):
                 arena.bind((key, v), state[name])
         return states
+
+    def profile(self, values: dict, rounds: int):
+        with self.stepping:
+            return super().profile(values, rounds)
+
+    def _bind_rest(self, arena) -> list:
+        if self.optimizer is not None:
+            self._hyper(arena)
+        return [*self.tensors, *((key, v) for v, _ in self.updated for key in ("first", "second") if (key, v) in arena.bound)]

@@ -75,8 +75,7 @@ class Compiled:
         if tracing() is not None:  # within another compiled function, which writes down our ops as its own
             return self.function(*args, **kwargs)
         leaves: list = []
-        form = _flattened((args, kwargs), leaves) if kwargs else tuple([_flattened(a, leaves) for a in args])
-        key = (form, tuple([m.training for m in self.modules]), is_recording(), chosen_by_hand())
+        key = self._key(args, kwargs, leaves)
         plan = self.plans.get(key)
         if plan is None:
             return self._capture(key, leaves, args, kwargs)
@@ -85,6 +84,11 @@ class Compiled:
         if not plan.fits():  # a parameter has another shape or dtype, or needs no gradient any more
             return self._capture(key, leaves, args, kwargs)
         return plan(leaves)
+
+    def _key(self, args, kwargs, leaves: list) -> tuple:
+        """What chooses the plan of a call; its arrays and tensors are put into `leaves`."""
+        form = _flattened((args, kwargs), leaves) if kwargs else tuple([_flattened(a, leaves) for a in args])
+        return form, tuple([m.training for m in self.modules]), is_recording(), chosen_by_hand()
 
     def _capture(self, key, leaves, args, kwargs):
         with traced_by(Trace(leaves)) as trace:
@@ -111,6 +115,23 @@ class Compiled:
             shapes = ", ".join(_shapes(key[0]))
             parts.append(f"for {shapes}: {'runs op by op, since ' + plan if isinstance(plan, str) else plan.explain()}")
         return "\n\n".join(parts)
+
+    def profile(self, *args, rounds: int = 7, **kwargs):
+        """Times every step of the programs that a call with these arguments plays, by itself, and each program as a whole: print
+        it, or read its `steps` (kernels/cpu/profile.py says what is measured). Parameters, gradients and the optimiser's state
+        stay as they are.
+
+        Raises ValueError if such a call was not captured yet, or runs op by op.
+        """
+        if type(rounds) is not int or rounds < 1:
+            raise ValueError(f"profile: rounds must be an int of at least 1; got {rounds!r}")
+        leaves: list = []
+        plan = self.plans.get(self._key(args, kwargs, leaves))
+        if plan is None or not isinstance(plan, str) and not plan.fits():
+            raise ValueError("profile: a call with these arguments is not captured yet: call it once before")
+        if isinstance(plan, str):
+            raise ValueError(f"profile: a call with these arguments runs op by op, since {plan}; there is no program to be timed")
+        return plan.profile(leaves, rounds)
 
     def __get__(self, owner, kind=None):
         return self if owner is None else MethodType(self, owner)  # a compiled method
@@ -278,6 +299,8 @@ class Plan:
             return inside
         return {k: self._formed(f, values) for k, f in inside.items()} if kind is dict else kind(self._formed(f, values) for f in inside)
 
+    # --- looking inside -------------------------------------------------------------------------------------------
+
     def explain(self) -> str:
         """What runs as one kernel, and what does not and why."""
         programs = [part for part in self.parts if not isinstance(part, Single)]
@@ -293,3 +316,14 @@ class Plan:
         if self.apart:
             lines.append(f"backward goes from part to part{', and the optimiser steps by itself' if self.optimizer else ''}, since {self.apart}")
         return "\n".join(lines)
+
+    def profile(self, leaves: list, rounds: int):
+        """The profile of each program, as one; ops by themselves only make what the next program reads."""
+        values, found = dict(enumerate(leaves)), []
+        for part in self.parts:
+            if not isinstance(part, Single):
+                found.append(part.profile(values, rounds))
+            if part is not self.whole:  # which is the only one then, and would change parameters
+                part(values)
+        first, *others = found
+        return first.joined(others)

@@ -15,7 +15,8 @@ The weights' gradient holds a tile of weights in registers instead, channels of 
     acc[c, :] += x[pixel, c] * dy[pixel, :]
 
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes
-some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest.
+some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest; depthwise convolution,
+whose groups are single channels, has kernels of its own (conv2d_depthwise.py).
 
 images.py has the copies that padding and layouts ask for. Next on the walk, and its end: tiles.py, which tile, and
 tiles_kernels.py, the kernels themselves.
@@ -24,14 +25,15 @@ tiles_kernels.py, the kernels themselves.
 from __future__ import annotations
 
 from functools import lru_cache
-from math import ceil, gcd, prod
+from math import ceil, prod
 
 import numpy as np
 
 from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
+from tinynet.kernels.cpu import conv2d_depthwise as depthwise
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened
+from tinynet.kernels.cpu.images import Entering, Images, Leaving, phases, shared, span, widened
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -59,10 +61,15 @@ def _laid(shape: tuple[int, ...], groups: int, forward: bool, weight: int, targe
 
 @implements("conv2d", device="cpu", variant="simd", default=True)
 def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
+    if depthwise.takes(weight.shape, groups):
+        depthwise.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
+        return
     lanes = widened(weight.shape[0] // groups)
     if bias is not None:
         if lanes > weight.shape[0] // groups:
-            bias = np.pad(bias.reshape(groups, -1), ((0, 0), (0, lanes - weight.shape[0] // groups)))
+            wide = np.zeros((groups, lanes), bias.dtype)
+            wide[:, : weight.shape[0] // groups] = bias.reshape(groups, -1)
+            bias = wide
         bias = np.ascontiguousarray(bias)
     call = _forward(x.shape, weight.shape, bias is not None, x.dtype.type, stride, padding, dilation, groups, layout, out.shape, threads.count())
     call(np.ascontiguousarray(x), np.ascontiguousarray(weight), bias, out)
@@ -98,29 +105,11 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
 # --- gradient of the images -----------------------------------------------------------------------------------
 
 
-def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> list[tuple[int, ...]]:
-    """For each phase h = q*stride + phase of one axis: (phase, how many q, first tap, step of taps, how many, offset, step back).
-
-    The tap first + m*step meets output q + offset - m*back:  h + before - tap*dilation = output * stride.
-    """
-    found = []
-    every = stride // gcd(stride, dilation)
-    for phase in range(min(stride, size)):
-        count = ceil((size - phase) / stride)
-        met = [u for u in range(kernel) if (phase + before - u * dilation) % stride == 0]
-        first = met[0] if met else 0
-        found.append((phase, count, first, every, len(met), (phase + before - first * dilation) // stride, every * dilation // stride))
-    return found
-
-
-def span(found) -> tuple[int, int]:
-    """The least and the largest offset of any tap."""
-    offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]
-    return (min(offsets), max(offsets)) if offsets else (0, 0)
-
-
 @implements("conv2d_dx", device="cpu", variant="simd", default=True)
 def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout, out):
+    if depthwise.takes(weight.shape, groups):
+        depthwise.conv2d_dx(dy, weight, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
+        return
     call = _images_gradient(dy.shape, weight.shape, dy.dtype.type, out.shape, stride, padding, dilation, groups, layout, threads.count())
     call(np.ascontiguousarray(dy), np.ascontiguousarray(weight), None, out)
 
@@ -164,11 +153,15 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
 
 # --- gradient of the weights -------------------------------------------------------------------------------------
 
+MOST_CHUNKS = 8  # of images, with sums of their own
 MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
 def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout, out):
+    if depthwise.takes(out.shape, groups):
+        depthwise.conv2d_dw(dy, x, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
+        return
     call = _weights_gradient(dy.shape, x.shape, x.dtype.type, out.shape, stride, padding, dilation, groups, layout, threads.count())
     call(np.ascontiguousarray(dy), np.ascontiguousarray(x), None, out)
 
@@ -179,43 +172,42 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     lanes = widened(k // groups)
     dy, x = Images(dy_shape, layout, dtype, X), Images(x_shape, layout, dtype, WEIGHT)
     (top, _), (left, right) = padding
-    copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)))
+    # Few images: parts share one's tiles, and all of them read the copies, which are made in a phase of their own then.
+    apart = dy.n <= MOST_CHUNKS // 2
+    copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)), apart)
     tile = Weights((kh, kw, c), (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel), lanes, groups, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
-    chunks = max(1, min(dy.n, 8, MOST_SUMS // tile.size))
-    shares = max(1, min(8 // chunks, tile.units))
-    apart = shares > 1 and chunks == dy.n  # parts that share an image would each turn all of it: one phase does, for all
-    if apart:
-        copy.keep()
+    chunks = max(1, min(dy.n, MOST_CHUNKS, MOST_SUMS // tile.size))
+    shares = max(1, min(MOST_CHUNKS // chunks, tile.units))
+    places = dy.n if apart else slots
 
     wide = lanes > k // groups
     pitch = groups * lanes  # from one pixel of dy to the next, as a tile reads it
     turned = lines(dy.rows * dy.columns * pitch, dtype) if dy.first or wide else 0
-    copies = dy.n if apart else slots
     base = SCRATCH
-    target = base + copies * copy.size * dy.item
-    sums = target + copies * turned * dy.item
-    steps = (0, turned * dy.item) if apart else (turned * dy.item, 0)  # bytes of scratch from thread to thread, from image to image
-    images = copy.rows_of(base, dtype)
+    target = base + places * copy.size * dy.item
+    sums = target + places * turned * dy.item
+    copies = copy.rows_of(base, dtype)
+    lanes_at = (target, 0, turned * dy.item) if apart else (target, turned * dy.item, 0)
     if wide:
-        images.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, target, *steps))
+        copies.append(row(compiled(tiles.turn_few, dtype), groups, k // groups, dy.rows * dy.columns, pitch, dy.address, dy.image, dy.channel, dy.column, *lanes_at))
     elif dy.first:
-        images.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, target, *steps))
+        copies.append(row(compiled(tiles.turn, dtype), dy.channels, dy.rows * dy.columns, dy.address, dy.image, dy.channel, *lanes_at))
     numbers = dict(
         height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
-        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=(target, *steps) if turned else (dy.address, 0, dy.image * dy.item),
+        groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=lanes_at if turned else (dy.address, 0, dy.image * dy.item),
         sums=sums, sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
-    images.append(named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers))
+    summed = named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers)
     zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * tile.size, y=sums))
     numbers = dict(x=sums, chunks=chunks, x_chunk=tile.size, count=k // groups, y=OUT, **tile.gathered)
     gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
-    phases = [([zeros], 1, 1, pieces), (images, dy.n, chunks, shares), ([gathered], 1, 1, pieces)]
-    if apart and images[:-1]:
-        phases[1:2] = (images[:-1], dy.n, chunks, shares), (images[-1:], dy.n, chunks, shares)
-    return Prepared(phases, copies * (copy.size + turned) + chunks * tile.size, dtype, flops)
+    images = [([*copies, summed], dy.n, chunks, shares)]
+    if apart and copies:
+        images = [(copies, dy.n, dy.n, 1), ([summed], dy.n, chunks, shares)]
+    return Prepared([([zeros], 1, 1, pieces), *images, ([gathered], 1, 1, pieces)], places * (copy.size + turned) + chunks * tile.size, dtype, flops)
 
 
 # --- gradient of the bias ----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Unit:
     output: int
     weight: int | None = None
     bias: int | None = None
-    other: int | None = None  # what is added to the result before ReLU
+    other: int | None = None  # what is added to the result before ReLU; a loss' target
     relu: bool = False
     pool: bool = False  # 2 x 2 windows that touch each other
     window: dict = field(default_factory=dict)

@@ -4,7 +4,7 @@ way in (padding) and on the way out (channels side by side, as a tile stores the
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, gcd
 
 import numpy as np
 
@@ -43,12 +43,33 @@ def shared(images: int, rows: int) -> tuple[int, int]:
     return chunks, max(1, min(rows, wanted // max(chunks, 1) if chunks < wanted else 1))
 
 
+def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> list[tuple[int, ...]]:
+    """For each phase h = q*stride + phase of one axis: (phase, how many q, first tap, step of taps, how many, offset, step back).
+
+    The tap first + m*step meets output q + offset - m*back:  h + before - tap*dilation = output * stride.
+    """
+    found = []
+    every = stride // gcd(stride, dilation)
+    for phase in range(min(stride, size)):
+        count = ceil((size - phase) / stride)
+        met = [u for u in range(kernel) if (phase + before - u * dilation) % stride == 0]
+        first = met[0] if met else 0
+        found.append((phase, count, first, every, len(met), (phase + before - first * dilation) // stride, every * dilation // stride))
+    return found
+
+
+def span(found) -> tuple[int, int]:
+    """The least and the largest offset of any tap."""
+    offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]
+    return (min(offsets), max(offsets)) if offsets else (0, 0)
+
+
 class Entering:
     """The rows that one part needs, with their padding around them, in scratch memory; or the images as they lie."""
 
-    def __init__(self, x: Images, step: int, top: int, count: int, sides: tuple[int, int], rows: int, shares: int, needed: bool):
+    def __init__(self, x: Images, step: int, top: int, count: int, sides: tuple[int, int], rows: int, shares: int, needed: bool, each: bool = False):
         """Output row i reads `count` rows from i*step - top on; `sides`: columns of padding; `rows`: outputs of an image.
-        shares: 0 if every part needs the whole image."""
+        shares: 0 if every part needs the whole image. each: memory for every image, not for every thread."""
         self.x, self.needed, self.step = x, needed, step
         if not needed:
             self.image, self.row, self.column, self.channel = x.image, x.row, x.column, x.channel
@@ -57,17 +78,12 @@ class Entering:
         most = (ceil(rows / max(shares, 1)) - 1) * step + count  # rows in the largest share
         width = sides[0] + x.columns + sides[1]
         self.column, self.row, self.channel = (1, width, most * width) if x.first else (x.channels, width * x.channels, 1)
-        self.image = self.first_row = 0  # scratch begins at the share's own first row
+        self.first_row = 0  # scratch begins at the share's own first row
         self.size = lines(most * width * x.channels, f"f{x.item}")
-        self.slot = self.size * x.item
+        self.slot, self.image = (0, self.size) if each else (self.size * x.item, 0)
         planes, run_, wide = (x.channels, x.columns, 1) if x.first else (1, x.columns * x.channels, x.channels)
         self.numbers = (x.image, planes, x.channel if x.first else 0, x.rows, x.row, run_, sides[0] * wide, sides[1] * wide, rows, step, top, count, self.channel if x.first else 0, self.row)
         self.whole = not shares
-
-    def keep(self) -> None:
-        """Scratch memory is each image's, not each thread's: for images that a phase of its own copies."""
-        if self.needed:
-            self.image, self.slot = self.size, 0
 
     def rows_of(self, base: int, dtype) -> list[list[int]]:
         return [row(compiled(tiles.enter, dtype), self.x.address, *self.numbers, base, self.slot, self.image * self.x.item, self.whole)] if self.needed else []

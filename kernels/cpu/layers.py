@@ -29,6 +29,7 @@ MAXIMUM, AVERAGE, AVERAGE_INSIDE = range(3)  # the last counts only what lies in
 SPREAD = fields("rows columns lanes dy dy_slot dy_image dy_y dy_x winner winner_slot winner_image winner_y winner_x dz dz_slot dz_image dz_y dz_x sums sums_chunk")
 PLANES = fields("images run image plane dy y")
 MAX_POOL = fields("x y argmax height width lanes rows columns kr kc sr sc dr dc top left")
+AVERAGES = fields("x y height width lanes rows columns kr kc sr sc top left bottom right average work work_slot line wide")
 SCATTER = fields("dy argmax dx outputs inputs lanes")
 
 # --- each number by itself ---------------------------------------------------------------------------------------------

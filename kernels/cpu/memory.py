@@ -138,18 +138,29 @@ class Arena:
     def __init__(self, size: int, programs: list[Program]):
         memory = np.zeros(size + LINE, np.uint8)
         self.memory = memory[-address_of(memory) % LINE :]
-        base = address_of(self.memory)
-        self.tables = [p.table.copy() for p in programs]
-        self.addresses = [address_of(t) for t in self.tables]
+        self.base = address_of(self.memory)
+        self.tables: list[np.ndarray] = []
+        self.addresses: list[int] = []
         self.outside: dict = {}
-        for p, table, address in zip(programs, self.tables, self.addresses):
-            for place, offset in p.own:
-                table[place] = base + offset
-            for place, first in p.firsts:
-                table[place] = address + 8 * first
-            for key, places in p.outside.items():
-                self.outside.setdefault(key, []).extend((table, place, offset) for place, offset in places)
         self.bound: dict = {}  # key -> the array at whose address its kernels look: kept alive by that
+        for program in programs:
+            self.add(program)
+
+    def add(self, program: Program) -> int:
+        """The program's table in this memory: its address."""
+        table = program.table.copy()
+        address = address_of(table)
+        for place, offset in program.own:
+            table[place] = self.base + offset
+        for place, first in program.firsts:
+            table[place] = address + 8 * first
+        for key, places in program.outside.items():
+            self.outside.setdefault(key, []).extend((table, place, offset) for place, offset in places)
+            for place, offset in places if key in self.bound else ():
+                table[place] = address_of(self.bound[key]) + offset
+        self.tables.append(table)
+        self.addresses.append(address)
+        return address
 
     def view(self, m: Memory, dtype, shape: tuple[int, ...]) -> np.ndarray:
         """A memory as an array."""

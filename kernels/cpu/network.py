@@ -124,7 +124,7 @@ class Network(Convolutions, Layers):
                         buffer.phases.add(number)
                 number += 1
         self.size = lay_out(self.memories, self.images, self.slots, self.item)
-        self.programs = [self._program(phases) for phases in self.phases]
+        self.programs = [self.program(phases) for phases in self.phases]
 
     def _phases(self, steps: list[Step], breaks: set[int]) -> list[tuple[list[Step], int, int, int]]:
         found: list[tuple[list[Step], int, int, int]] = []
@@ -143,7 +143,8 @@ class Network(Convolutions, Layers):
         once = [0 if shares else sum(step.flops for step in steps) for steps, _, _, shares in found]
         return [(steps, images, chunks, shares or max(1, min(4 * self.slots, int(work / WORTH_SHARING)))) for (steps, images, chunks, shares), work in zip(found, once)]
 
-    def _program(self, phases) -> Program:
+    def program(self, phases) -> Program:
+        """The table of phases, (steps, images, chunks, shares) each: of all that there are, or (profile.py) of one step by itself."""
         numbers, own, outside, firsts = [], [], {}, []
         head = 1 + HEAD * len(phases)
         table = [len(phases)]

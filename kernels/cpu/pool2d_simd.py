@@ -2,16 +2,15 @@
 
 Lanes run along memory: the channels of NHWC, a row of outputs of NCHW. Two kernels have windows and strides as constants,
 so that every s-th number of a row is loaded as whole registers and shuffles; they take NCHW windows of up to 4 x 4 that lie
-inside the image, which is nearly every pooling there is. The others read all that from their row.
-
-The loops are those of pool2d.py, `loops`; the kernels' code is in pool_kernels.py, and what average-pooling shares with
-compiled networks in layers_kernels.py.
+inside the image, which is nearly every pooling there is. The others read all that from their row. Maxima are sought in the
+loops of pool2d.py, `loops`; averages are sums along rows of sums along columns, so that a 7 x 7 window costs 14 additions.
+The kernels' code is in pool_kernels.py.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 
@@ -19,12 +18,12 @@ from tinynet.geometry import nchw
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import layers, threads
 from tinynet.kernels.cpu.images import shared
-from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, named, row
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.rows import kernels_in
-from tinynet.kernels.cpu.tiles import dividing, fitting
+from tinynet.kernels.cpu.tiles import fitting
 
-max_pool, avg_pool, max_pool_rows, max_pool_planes, scatter_plane, scatter_lanes = kernels_in(
-    "pool_kernels", "max_pool avg_pool max_pool_rows max_pool_planes scatter_plane scatter_lanes"
+max_pool, avg_pool, max_pool_rows, max_pool_planes, scatter_plane, scatter_lanes, averages, averages_back = kernels_in(
+    "pool_kernels", "max_pool avg_pool max_pool_rows max_pool_planes scatter_plane scatter_lanes averages averages_back"
 )
 FIRST, SECOND, THIRD, _ = ARRAYS  # where a call's arrays lie (program.Prepared)
 LARGEST = 4  # rows or columns of a window that is a constant, and steps between such windows
@@ -83,22 +82,6 @@ def _max_pool_gradient(dy_shape, x_shape, layout, dtype, slots) -> Prepared:
 # --- average-pooling ---------------------------------------------------------------------------------------------
 
 
-def _window(x_shape, y_shape, kernel_size, stride, padding, padded, layout) -> dict:
-    """The numbers of a layers.POOL row that both directions have, with images where `x` and `y` are the outer and the inner side."""
-    _, height, width, lanes = _planes(x_shape, layout)
-    _, rows, columns, _ = _planes(y_shape, layout)
-    (kr, kc), (sr, sc), ((top, bottom), (left, right)) = kernel_size, stride, padding
-    return dict(
-        rows=rows, columns=columns, lanes=lanes, height=height, width=width, kr=kr, kc=kc, sr=sr, sc=sc, dr=1, dc=1,
-        top=top, left=left, bottom=bottom, right=right, average=layers.AVERAGE if padded else layers.AVERAGE_INSIDE,
-    )  # fmt: skip
-
-
-def _images(name: str, address: int, rows: int, columns: int, lanes: int, dtype) -> dict:
-    """Contiguous images under a name of layers.POOL."""
-    return {name: (address, 0, rows * columns * lanes * np.dtype(dtype).itemsize), f"{name}_y": columns * lanes, f"{name}_x": lanes}
-
-
 @implements("avg_pool2d", device="cpu", variant="simd", default=True)
 def avg_pool2d(x, *, kernel_size, stride, padding, ceil_mode, count_include_pad, layout, out):
     call = _avg_pool(x.shape, out.shape, kernel_size, stride, padding, count_include_pad, layout, x.dtype.type, threads.count())
@@ -107,28 +90,38 @@ def avg_pool2d(x, *, kernel_size, stride, padding, ceil_mode, count_include_pad,
 
 @lru_cache(KEPT)
 def _avg_pool(x_shape, y_shape, kernel_size, stride, padding, padded, layout, dtype, slots) -> Prepared:
-    images, *x = _planes(x_shape, layout)
-    _, *y = _planes(y_shape, layout)
-    if small(x_shape, kernel_size, stride, padding, (1, 1), y[:2], layout):
-        kernel = row(compiled(avg_pool, *kernel_size, *stride, fitting(y[1], dtype), dtype), FIRST, SECOND, *x[:2], *y[:2])
-    else:
-        numbers = _window(x_shape, y_shape, kernel_size, stride, padding, padded, layout) | _images("x", FIRST, *x, dtype) | _images("y", SECOND, *y, dtype)
-        kernel = named(compiled(layers.pool, fitting(x[2], dtype), dtype), layers.POOL, numbers)
-    return Prepared([([kernel], images, *shared(images, y[0]))], 0, dtype, 2 * prod(y_shape) * prod(kernel_size))
+    images, height, width, _ = _planes(x_shape, layout)
+    _, rows, columns, _ = _planes(y_shape, layout)
+    if not small(x_shape, kernel_size, stride, padding, (1, 1), (rows, columns), layout):
+        return _averages(x_shape, y_shape, kernel_size, stride, padding, padded, layout, dtype, False, slots)
+    kernel = row(compiled(avg_pool, *kernel_size, *stride, fitting(columns, dtype), dtype), FIRST, SECOND, height, width, rows, columns)
+    return Prepared([([kernel], images, *shared(images, rows))], 0, dtype, 2 * prod(y_shape) * prod(kernel_size))
 
 
 @implements("avg_pool2d_dx", device="cpu", variant="simd", default=True)
 def avg_pool2d_dx(dy, *, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad, layout, out):
-    call = _avg_pool_gradient(dy.shape, out.shape, kernel_size, stride, padding, count_include_pad, layout, dy.dtype.type, threads.count())
-    call(np.ascontiguousarray(dy), out)
+    call = _averages(out.shape, dy.shape, kernel_size, stride, padding, count_include_pad, layout, dy.dtype.type, True, threads.count())
+    call(out, np.ascontiguousarray(dy))
 
 
 @lru_cache(KEPT)
-def _avg_pool_gradient(dy_shape, x_shape, kernel_size, stride, padding, padded, layout, dtype, slots) -> Prepared:
-    images, *x = _planes(x_shape, layout)
-    _, *y = _planes(dy_shape, layout)
-    w = dividing(x[2], dtype)
-    # The kernel looks at the pooled images to find a maximum; for an average any numbers will do.
-    places = _images("dy", FIRST, *y, dtype) | _images("y", FIRST, *y, dtype) | _images("dx", SECOND, *x, dtype)
-    numbers = _window(x_shape, dy_shape, kernel_size, stride, padding, padded, layout) | places
-    return Prepared([([named(compiled(layers.pool_back, w, dtype), layers.POOL, numbers)], images, *shared(images, x[2] // w))], 0, dtype, 2 * prod(dy_shape) * prod(kernel_size))
+def _averages(x_shape, y_shape, kernel_size, stride, padding, padded, layout, dtype, back, slots) -> Prepared:
+    images, height, width, lanes = _planes(x_shape, layout)
+    _, rows, columns, _ = _planes(y_shape, layout)
+    (kr, kc), (sr, sc), ((top, bottom), (left, right)) = kernel_size, stride, padding
+    step = sc if sc == 1 or lanes == 1 and sc <= LARGEST else 0
+    whole = ceil((left + width) / sc)  # columns of sc pixels, from the padding on
+    counts = lines(columns * lanes, dtype)
+    if back:
+        wide, run = ((kc - 1) // sc + max(whole, columns)) * lanes, whole * step if step > 1 else 0  # run: a row of pixels before it is cut out
+        v = fitting(whole if step > 1 else width * lanes if step else lanes, dtype)
+        kernel = compiled(averages_back, step, kc % step if step > 1 else 0, fitting(columns * lanes, dtype), v, dtype)
+    else:
+        wide, run = max((columns - 1) * sc + kc, left + width) * lanes, 0
+        kernel = compiled(averages, step, fitting(width * lanes, dtype), fitting(columns * lanes if step else lanes, dtype), dtype)
+    work, item = counts + lines(wide + run, dtype), np.dtype(dtype).itemsize
+    numbers = dict(
+        x=FIRST, y=SECOND, height=height, width=width, lanes=lanes, rows=rows, columns=columns, kr=kr, kc=kc, sr=sr, sc=sc, top=top, left=left, bottom=bottom, right=right,
+        average=layers.AVERAGE if padded else layers.AVERAGE_INSIDE, work=SCRATCH, work_slot=work * item, line=counts * item, wide=wide,
+    )  # fmt: skip
+    return Prepared([([named(kernel, layers.AVERAGES, numbers)], images, *shared(images, height if back else rows))], slots * work, dtype, 2 * prod(y_shape) * prod(kernel_size))

@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.layers import MAX_POOL, SCATTER
-from tinynet.kernels.cpu.simd import add, counting, divide, full, get, larger_with, pointer, put, put_whole, stores, strided, zeros
-from tinynet.kernels.cpu.tiles_kernels import inside, zero
+from tinynet.kernels.cpu.layers import AVERAGE_INSIDE, AVERAGES, MAX_POOL, SCATTER
+from tinynet.kernels.cpu.simd import add, add_first, counting, divide, full, get, larger_with, loads, multiply, pointer, put, put_whole, stores, strided, together, zeros
+from tinynet.kernels.cpu.tiles_kernels import copy, inside, zero
 
 # --- windows and strides that are constants -------------------------------------------------------------------
 
@@ -159,5 +159,134 @@ def scatter_lanes(T):
                 if place >= 0:
                     into = to + place * lanes + c
                     put(dx, into, get(dx, into) + get(dy, at + c))
+
+    return kernel
+
+
+# --- averages -------------------------------------------------------------------------------------------------
+# A window's sum is the sum over its columns of the sums over its rows. The first are taken of whole rows of an image at once,
+# for all windows that meet them, and kept in scratch memory with zeros around, so that no window need look where it ends.
+
+
+@inline
+def _counted(first, count, size, after, average):
+    """How many places of a window along one axis an average is over; of a window outside of the image, which has none, 1."""
+    if average == AVERAGE_INSIDE:
+        return max(min(first + count, size) - max(first, 0), 1)
+    return min(first + count, size + after) - first
+
+
+@inline
+def _count_columns(counts, columns, lanes, first, step, count, size, after, average):
+    """The same of each window of a row, for each of its channels."""
+    for j in range(columns):
+        number = _counted(first + j * step, count, size, after, average)
+        for c in range(lanes):
+            put(counts, j * lanes + c, number)
+
+
+def averages(SC, W, V, T):
+    """The average of each window. SC: 0, or the step from one window of a row to the next, if all of a row's sums can be taken as
+    one run of numbers: planes, and windows that begin at every pixel. W and V lanes fit a row of pixels and of windows, where
+    SC is 0 a pixel."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        height, width, lanes, rows, columns = get(row, AVERAGES.height), get(row, AVERAGES.width), get(row, AVERAGES.lanes), get(row, AVERAGES.rows), get(row, AVERAGES.columns)
+        kr, kc, sr, sc, top, left = get(row, AVERAGES.kr), get(row, AVERAGES.kc), get(row, AVERAGES.sr), get(row, AVERAGES.sc), get(row, AVERAGES.top), get(row, AVERAGES.left)
+        bottom, average = get(row, AVERAGES.bottom), get(row, AVERAGES.average)
+        x, y, counts = pointer(get(row, AVERAGES.x), T), pointer(get(row, AVERAGES.y), T), pointer(get(row, AVERAGES.work) + slot * get(row, AVERAGES.work_slot), T)
+        sums, line, length = pointer(get(row, AVERAGES.work) + slot * get(row, AVERAGES.work_slot) + get(row, AVERAGES.line), T), width * lanes, columns * lanes
+        _count_columns(counts, columns, lanes, -left, sc, kc, width, get(row, AVERAGES.right), average)
+        zero(sums, 0, get(row, AVERAGES.wide))
+        for i in range(rows * share // shares, rows * (share + 1) // shares):
+            h = i * sr - top
+            for t in range(0, line, W):
+                t, total = min(t, line - W), zeros(y, 1, W)
+                for u in range(max(-h, 0), min(kr, height - h)):
+                    total = add(total, loads(x, (image * height + h + u) * line + t, 1, 0, 1, 0, 1, W))
+                stores(sums, left * lanes + t, 1, 0, 1, 0, 1, W, total)
+            number, to = T(_counted(h, kr, height, bottom, average)), (image * rows + i) * length
+            if SC:
+                for t in range(0, length, V):
+                    t, total = min(t, length - V), zeros(y, 1, V)
+                    for v in range(kc):
+                        total = add(total, strided(sums, t * SC + v * lanes, SC, V))
+                    stores(y, to + t, 1, 0, 1, 0, 1, V, divide(total, multiply(loads(counts, t, 1, 0, 1, 0, 1, V), full(y, number, 1, V))))
+            else:
+                for j in range(columns):
+                    for c in range(0, lanes, V):
+                        c, total = min(c, lanes - V), zeros(y, 1, V)
+                        for v in range(kc):
+                            total = add(total, loads(sums, (j * sc + v) * lanes + c, 1, 0, 1, 0, 1, V))
+                        t = j * lanes + c
+                        stores(y, to + t, 1, 0, 1, 0, 1, V, divide(total, multiply(loads(counts, t, 1, 0, 1, 0, 1, V), full(y, number, 1, V))))
+
+    return kernel
+
+
+def averages_back(SC, REST, W, V, T):
+    """The images' gradient: each pixel's is the sum over the windows that it lies in, first over the rows of windows, then along
+    a row. SC as for `averages`: columns of SC pixels begin at each window, and REST = columns of a window % SC of them lie in one
+    window more than the others. W and V lanes fit a row of windows and of pixels, or of columns of SC; where SC is 0 a pixel."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        height, width, lanes, rows, columns = get(row, AVERAGES.height), get(row, AVERAGES.width), get(row, AVERAGES.lanes), get(row, AVERAGES.rows), get(row, AVERAGES.columns)
+        kr, kc, sr, sc, top, left = get(row, AVERAGES.kr), get(row, AVERAGES.kc), get(row, AVERAGES.sr), get(row, AVERAGES.sc), get(row, AVERAGES.top), get(row, AVERAGES.left)
+        bottom, average = get(row, AVERAGES.bottom), get(row, AVERAGES.average)
+        dx, dy, counts = pointer(get(row, AVERAGES.x), T), pointer(get(row, AVERAGES.y), T), pointer(get(row, AVERAGES.work) + slot * get(row, AVERAGES.work_slot), T)
+        sums, line, length = pointer(get(row, AVERAGES.work) + slot * get(row, AVERAGES.work_slot) + get(row, AVERAGES.line), T), width * lanes, columns * lanes
+        wide, whole = get(row, AVERAGES.wide), (left + width + sc - 1) // sc
+        ahead = (kc - 1) // sc * lanes  # numbers of the windows that begin in columns further left and reach a pixel
+        _count_columns(counts, columns, lanes, -left, sc, kc, width, get(row, AVERAGES.right), average)
+        zero(sums, 0, wide)
+        aligned = left == 0 and whole * sc == width  # whole columns of pixels are what the image's rows are made of
+        i0, i1, same = 0, 0, False  # the windows that a row of pixels lies in; whether they are those of the row above
+        for h in range(height * share // shares, height * (share + 1) // shares):
+            to = (image * height + h) * line
+            while i1 < rows and i1 * sr <= h + top:
+                i1, same = i1 + 1, False
+            while i0 < i1 and i0 * sr + kr <= h + top:
+                i0, same = i0 + 1, False
+            if same:
+                copy(dx, to - line, dx, to, line)
+                continue
+            same = True
+            for t in range(0, length, W):
+                t, total = min(t, length - W), zeros(dx, 1, W)
+                for i in range(i0, i1):
+                    number = T(_counted(i * sr - top, kr, height, bottom, average))
+                    count = multiply(loads(counts, t, 1, 0, 1, 0, 1, W), full(dx, number, 1, W))
+                    total = add(total, divide(loads(dy, (image * rows + i) * length + t, 1, 0, 1, 0, 1, W), count))
+                stores(sums, ahead + t, 1, 0, 1, 0, 1, W, total)
+            if SC == 1:
+                for t in range(0, line, V):
+                    t, total = min(t, line - V), zeros(dx, 1, V)
+                    for v in range(kc):
+                        total = add(total, loads(sums, ahead + (left - v) * lanes + t, 1, 0, 1, 0, 1, V))
+                    stores(dx, to + t, 1, 0, 1, 0, 1, V, total)
+            elif SC:
+                for q in range(0, whole, V):
+                    q, total = min(q, whole - V), zeros(dx, SC, V)
+                    for m in range(kc // SC):
+                        total = add(total, loads(sums, ahead + q - m, 1, 0, 1, 0, 1, V))
+                    if REST:
+                        total = add_first(total, loads(sums, ahead + q - kc // SC, 1, 0, 1, 0, 1, V), REST)
+                    if aligned:
+                        together(dx, to + q * SC, total)
+                    else:
+                        together(sums, wide + q * SC, total)
+                if not aligned:
+                    copy(sums, wide + left, dx, to, width)
+            else:
+                for q in range(left // sc, whole):
+                    for v in range(max(left - q * sc, 0), min(left + width - q * sc, sc)):
+                        at = to + (q * sc + v - left) * lanes
+                        for c in range(0, lanes, V):
+                            c, total, place = min(c, lanes - V), zeros(dx, 1, V), ahead + q * lanes
+                            tap = v
+                            while tap < kc:
+                                total = add(total, loads(sums, place + c, 1, 0, 1, 0, 1, V))
+                                tap, place = tap + sc, place - lanes
+                            stores(dx, at + c, 1, 0, 1, 0, 1, V, total)
 
     return kernel

@@ -28,6 +28,9 @@ from tinynet.kernels.cpu.rows import FIRST, HEAD, MOST_ARRAYS, ROW, Factory, nam
 from tinynet.kernels.cpu.target import LINE, lines  # noqa: F401  (lines: as above)
 
 
+made: dict[int, tuple] = {}  # address of a kernel -> (factory, constants): what it is, for those who time a program
+
+
 @cache
 def compiled(factory, *constants) -> int:
     """The address of the kernel that factory(*constants) makes; compiled once, then from disk (objects.py).
@@ -43,7 +46,9 @@ def compiled(factory, *constants) -> int:
 
         return compiler.kernel(factory(*constants), symbol)
 
-    return objects.address("_".join(words), source, make)
+    address = objects.address("_".join(words), source, make)
+    made[address] = factory, constants
+    return address
 
 
 # --- playing one ----------------------------------------------------------------------------------------

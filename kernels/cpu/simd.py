@@ -190,6 +190,25 @@ def strided(typing, p, i, step, w):
 
 
 @intrinsic
+def together(typing, p, i, tile):
+    """The first numbers of all registers, then their second ones, and so on, from p[i] on: the inverse of `strided`, of as many as its step."""
+
+    def generate(context, builder, signature, arguments):
+        registers = _parts(builder, arguments[2])
+        n, lanes = len(registers), tile.dtype.lanes
+        whole = registers[0]
+        for k in range(1, n):  # side by side: a register more each time, the new one widened to what is there already
+            widened = builder.shuffle_vector(registers[k], ir.Constant(registers[k].type, ir.Undefined), ir.Constant(ir.VectorType(_I32, k * lanes), [j % lanes for j in range(k * lanes)]))
+            whole = builder.shuffle_vector(whole, widened, ir.Constant(ir.VectorType(_I32, (k + 1) * lanes), list(range((k + 1) * lanes))))
+        order = [k * lanes + j for j in range(lanes) for k in range(n)]
+        mixed = builder.shuffle_vector(whole, ir.Constant(whole.type, ir.Undefined), ir.Constant(ir.VectorType(_I32, n * lanes), order))
+        _store(builder, mixed, builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, tile), generate
+
+
+@intrinsic
 def put_whole(typing, p, i, tile):
     """p[i ...] = the numbers of one register, which are whole, as int32."""
     if tile.count != 1:
@@ -303,6 +322,18 @@ def _nothing(vector):
 divide = _each(lambda builder, x, y: builder.fdiv(x, y), "divide", "x / y")
 multiply = _each(lambda builder, x, y: builder.fmul(x, y), "multiply", "x * y")
 kept = _each(lambda builder, x, mask: builder.select(_compare(builder, ">", mask, _nothing(mask)), x, _nothing(x)), "kept", "x where the mask is > 0, else 0: ReLU's gradient")
+
+
+@intrinsic(prefer_literal=True)
+def add_first(typing, x, y, n):
+    """x, with the one register y added to its first n."""
+    count = _constant(n, "n")
+
+    def generate(context, builder, signature, arguments):
+        (added,) = _parts(builder, arguments[1])
+        return _packed(builder, [builder.fadd(v, added) if k < count else v for k, v in enumerate(_parts(builder, arguments[0]))])
+
+    return x(x, y, n), generate
 
 
 @intrinsic

@@ -46,18 +46,18 @@ def copy(x, source, y, target, count):
 
 def enter(T):
     """Rows of an image into scratch memory, with their padding: `count` rows for the first output row of the share, and
-    `step` more for each other. Or all rows: then shares split the channels of an NCHW image."""
+    `step` more for each other."""
 
     def kernel(row, image, slot, chunk, share, shares):
         x, x_image, planes, x_plane = pointer(get(row, 0), T), get(row, 1), get(row, 2), get(row, 3)
         height, x_row, run, left, right = get(row, 4), get(row, 5), get(row, 6), get(row, 7), get(row, 8)
         outputs, step, top, count, y_plane, y_row = get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
-        y = pointer(get(row, 15) + slot * get(row, 16) + image * get(row, 17), T)
-        begin, end, least, most = outputs * share // shares, outputs * (share + 1) // shares, 0, planes
-        if get(row, 18) != 0:
-            begin, end, least, most = 0, outputs, planes * share // shares, planes * (share + 1) // shares
+        y = place(row, 15, image, slot, T)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        if get(row, 18) != 0:  # every part needs the whole image
+            begin, end = 0, outputs
         first, rows = begin * step - top, (end - begin - 1) * step + count
-        for plane in range(least, most):
+        for plane in range(planes):
             for r in range(rows):
                 target, source = plane * y_plane + r * y_row, first + r
                 if source < 0 or source >= height:
@@ -130,33 +130,35 @@ def leave_few(T):
 
 
 def turn_few(T):
-    """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros; shares
-    split the pixels."""
+    """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros."""
 
     def kernel(row, image, slot, chunk, share, shares):
         groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
-        y, source = pointer(get(row, 8) + slot * get(row, 9) + image * get(row, 10), T), image * get(row, 5)
+        y, source = place(row, 8, image, slot, T), image * get(row, 5)
         lanes = pitch // groups
-        for p in range(pixels * share // shares, pixels * (share + 1) // shares):
+        for first in range(0, pixels, 64):  # so many that all their lanes stay in the first cache
+            last = min(first + 64, pixels)
             for g in range(groups):
                 for o in range(count):
-                    put(y, p * pitch + g * lanes + o, get(x, source + p * x_pixel + (g * count + o) * x_channel))
+                    channel = source + (g * count + o) * x_channel
+                    for p in range(first, last):
+                        put(y, p * pitch + g * lanes + o, get(x, channel + p * x_pixel))
                 for o in range(count, lanes):
-                    put(y, p * pitch + g * lanes + o, 0.0)
+                    for p in range(first, last):
+                        put(y, p * pitch + g * lanes + o, 0.0)
 
     return kernel
 
 
 def turn(T):
-    """An NCHW image as pixels x channels in scratch memory; shares split the pixels."""
+    """An NCHW image as pixels x channels in scratch memory."""
 
     def kernel(row, image, slot, chunk, share, shares):
         channels, pixels = get(row, 0), get(row, 1)
         x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
-        y = pointer(get(row, 5) + slot * get(row, 6) + image * get(row, 7), T)
-        begin, end = pixels * share // shares, pixels * (share + 1) // shares
-        transpose(x, image * x_image + begin, x_channel, y, begin * channels, channels, channels, end - begin)
+        y = place(row, 5, image, slot, T)
+        transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
 
     return kernel
 

@@ -161,6 +161,29 @@ def test_every_few_numbers_make_a_register_and_so_do_their_places(step, W, T):
     assert (y[:W] == x[::step]).all() and (y[W:] == 5 + step * np.arange(W)).all() and (places == y[W:]).all()
 
 
+def put_together(STEP, W, T):
+    FEWER = STEP - 1
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        simd.together(y, 1, loads(x, 0, 1, 0, 1, 0, STEP, W))
+        stores(y, 1 + STEP * W, 1, 0, 1, 0, STEP, W, simd.add_first(loads(x, 0, 1, 0, 1, 0, STEP, W), loads(x, STEP * W, 1, 0, 1, 0, 1, W), FEWER))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", [1, 2, 4, 8])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_registers_are_put_together_number_by_number_and_some_are_added_to(step, W, T):
+    x, y = np.arange((step + 1) * W).astype(T), np.full(2 + 2 * step * W, -1, T)
+    run([row(compiled(put_together, step, W, T), address_of(x), address_of(y))], 1, 1)
+    rows = x.reshape(step + 1, W)
+    assert (y[1 : 1 + step * W] == rows[:step].T.ravel()).all() and y[0] == y[-1] == -1
+    added = rows[:step] + rows[step] * (np.arange(step) < step - 1)[:, None]
+    assert (y[1 + step * W : -1] == added.ravel()).all()
+
+
 def larger(W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
