@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "tinynet.kernels.reference": ["tinynet.kernels.contract", "tinynet.geometry"],
     "tinynet.kernels.kept": [],
     "tinynet.kernels.cpu": ["tinynet.kernels.contract", "tinynet.kernels.graph", "tinynet.kernels.kept", "tinynet.geometry"],
+    "tinynet.kernels.cuda": ["tinynet.kernels.contract", "tinynet.kernels.kept", "tinynet.geometry"],
     "tinynet.kernels": [],
     "tinynet.dispatch": ["tinynet.kernels.contract"],
     "tinynet.guard": [],
@@ -175,6 +176,13 @@ def test_every_package_is_installed_and_none_at_the_top_level():
     assert all(within(name, "tinynet") or name == "tinynet_pytest" for name in packages)
     mapping = project["tool"]["setuptools"]["package-dir"]
     assert all(mapping[package] == folder for folder, package in FOLDERS.items() if (ROOT / folder).is_dir())
+
+
+def test_every_file_that_is_compiled_or_filled_in_is_installed():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    installed = {path for package, patterns in data.items() for pattern in patterns for path in (ROOT / package.removeprefix("tinynet.").replace(".", "/")).glob(pattern)}
+    wanted = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix not in (".py", ".json", ".jsonl") and path.is_file() and "__pycache__" not in path.parts}
+    assert wanted <= installed, wanted - installed
 
 
 def test_the_lock_file_pins_every_dependency():

@@ -1,0 +1,4 @@
+"""The CUDA backend: kernels in .cu files, launched on a GPU through CuPy, or on the emulator where there is none.
+
+Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
+"""
