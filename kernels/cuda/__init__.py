@@ -2,3 +2,7 @@
 
 Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
 """
+
+from tinynet.kernels.cuda import matmul
+
+__all__ = ["matmul"]
