@@ -71,8 +71,8 @@ struct Watcher : Checker {
   void block_begins() override {
     Worker& w = *worker;
     // The dynamic array is one of the thread-local variables too, but only as much of it as the launch asked for counts.
-    fixed = {w.fixed.start, w.fixed.bytes, -1, std::vector<Word>(w.fixed.bytes / 4 + 2)};
-    dynamic = {w.dynamic.start, size_t(w.launch->shared), -1, std::vector<Word>(w.launch->shared / 4 + 2)};
+    fixed = {w.fixed.start, w.fixed.bytes, FIXED, std::vector<Word>(w.fixed.bytes / 4 + 2)};
+    dynamic = {w.dynamic.start, size_t(w.launch->shared), DYNAMIC, std::vector<Word>(w.launch->shared / 4 + 2)};
     epoch = 0;
     clock.assign(w.threads.size(), {});
     for (size_t i = 0; i < clock.size(); i++) clock[i][i % warpSize] = 1;
@@ -129,7 +129,7 @@ struct Watcher : Checker {
       Word& word = region->words[i];
       int64_t offset = address - region->start;
       if (region->array < 0 && !word.written && (!write || atomic))
-        report({.kind = NEVER_WRITTEN, .at = at, .array = -1, .size = int(bytes), .offset = offset});
+        report({.kind = NEVER_WRITTEN, .at = at, .array = region->array, .size = int(bytes), .offset = offset});
       check_order(word, access, write, region->array, bytes, offset);
       if (write) {
         word.written |= fills;
@@ -144,8 +144,12 @@ struct Watcher : Checker {
     for (Region& array : arrays)
       if (inside(array)) return &array;
     if (inside(dynamic)) return &dynamic;
-    bool in_dynamic = address + bytes > worker->dynamic.start && address < worker->dynamic.start + worker->dynamic.bytes;
-    return inside(fixed) && !in_dynamic ? &fixed : nullptr;
+    return inside(fixed) && !in_dynamic(address, bytes) ? &fixed : nullptr;
+  }
+
+  // In what a launch could have asked for.
+  bool in_dynamic(char* address, size_t bytes) {
+    return address + bytes > worker->dynamic.start && address < worker->dynamic.start + worker->dynamic.bytes;
   }
 
   // The thread's own stack, where it is (Place), and constants.
@@ -204,7 +208,7 @@ struct Watcher : Checker {
     auto distance = [&](Region& r) { return address < r.start ? size_t(r.start - address) : address >= r.start + r.bytes ? size_t(address - r.start - r.bytes) : 0; };
     for (Region& array : arrays)
       if (distance(array) < distance(*nearest)) nearest = &array;
-    if (distance(dynamic) <= distance(*nearest)) nearest = &dynamic;
+    if (distance(dynamic) < distance(*nearest) || in_dynamic(address, bytes)) nearest = &dynamic;
     report({.kind = OUT_OF_BOUNDS, .detail = write, .at = at, .array = nearest->array, .size = int(bytes), .offset = address - nearest->start});
     give_up();  // before it happens: it could be anybody's memory
   }

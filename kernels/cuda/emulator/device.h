@@ -46,7 +46,7 @@ template <> struct Whole<32> { typedef char type __attribute__((vector_size(32),
 
 #define EMULATOR_WHOLE(name)                                                                                             \
   using whole = typename Whole<sizeof(name##_fields)>::type;                                                             \
-  name() = default;                                                                                                      \
+  constexpr name() : name##_fields{} {}  /* known when it is compiled: shared arrays of it need no guard */             \
   name(const name& other) { *(whole*)this = *(const whole*)&other; }                                                     \
   name& operator=(const name& other) { *(whole*)this = *(const whole*)&other; return *this; }
 #define EMULATOR_VECTORS(T, name)                                                                                        \

@@ -10,13 +10,15 @@ enum FaultKind : int32_t {
   RACE, OUT_OF_BOUNDS, INDEX, NEVER_WRITTEN, BARRIER_MISSED, BARRIERS_DIFFER, INACTIVE_LANE, NO_STACK, MISALIGNED
 };
 
+enum { FIXED = -1, DYNAMIC = -2 };  // shared memory
+
 struct Fault {
   int32_t kind;
   int32_t detail;            // RACE: bit 0 the access writes, bit 1 the other wrote; OUT_OF_BOUNDS: 1 for a write
   uint3 block, thread;       // who
   uint3 other_block, other_thread;
   uint64_t at, other_at;     // places in the code, counted from the library's start
-  int32_t array, size;       // which argument's memory, -1: shared; bytes
+  int32_t array, size;       // whose memory: an argument's, or FIXED or DYNAMIC; how many bytes
   int64_t offset;            // in that memory, bytes
   const char* file;          // INDEX: where, in the source
   int32_t line, times;
