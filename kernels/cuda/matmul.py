@@ -75,19 +75,9 @@ def _by_four(m, axis: int) -> bool:
     return m.strides[axis] == m.itemsize and not any(n % 16 for n in (address(m), *others))
 
 
-@implements_on_both("matmul", variant="vectors")
-def matmul_vectors(a, b, *, out):
-    _matmul("vectors", a, b, out)
-
-
-@implements_on_both("matmul", variant="async")
-def matmul_async(a, b, *, out):
-    _matmul("async", a, b, out)
-
-
-@implements_on_both("matmul", variant="registers")
-def matmul_registers(a, b, *, out):
-    _matmul("registers", a, b, out)
+@implements_on_both("matmul", variant="naive")
+def matmul_naive(a, b, *, out):
+    _matmul("naive", a, b, out)
 
 
 @implements_on_both("matmul", variant="tiles")
@@ -95,6 +85,16 @@ def matmul_tiles(a, b, *, out):
     _matmul("tiles", a, b, out)
 
 
-@implements_on_both("matmul", variant="naive")
-def matmul_naive(a, b, *, out):
-    _matmul("naive", a, b, out)
+@implements_on_both("matmul", variant="registers")
+def matmul_registers(a, b, *, out):
+    _matmul("registers", a, b, out)
+
+
+@implements_on_both("matmul", variant="vectors", default=True)
+def matmul_vectors(a, b, *, out):
+    _matmul("vectors", a, b, out)
+
+
+@implements_on_both("matmul", variant="async")
+def matmul_async(a, b, *, out):
+    _matmul("async", a, b, out)
