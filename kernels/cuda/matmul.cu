@@ -11,25 +11,19 @@
 //
 // `tinynet explain matmul --device cuda-emulator` counts what each of them asks of memory.
 //
-// All inputs lie in memory as they please: strides, in elements, come with them. vectors and async have a form for each way
-// an operand may lie, chosen by macros (matmul.py); the first three read uncoalesced where rows don't lie side by side.
-// c is contiguous. Sums run over t in order, by fused multiply-adds: equal inputs give equal bits.
+// All inputs lie in memory as they please: strides, in elements, come with them. c is contiguous. The first three read
+// uncoalesced where rows don't lie side by side; vectors and async have a form for each way an operand may lie. Sums run
+// over t in order, by fused multiply-adds: equal inputs give equal bits.
+//
+// Compiled with REAL (float or double), or, for vectors and async alone, with
+//   TILE           rows and columns of c in a block: 128, or 64 where there would be too few blocks
+//   A_ALONG_TERMS  1: a[i, :] lies side by side; 0: a[:, i]
+//   B_ALONG_TERMS  1: b[:, j] lies side by side, as a dense layer's weights do; 0: b[t, :]
+//   WIDE           1: four numbers at a time, since all rows start at multiples of 16 bytes
 #include "async_copy.cuh"
 
-#ifndef REAL
-#define REAL float  // or double, for the first three
-#endif
-#ifndef TILE
-#define TILE 128  // or 64: rows and columns of c in a block of vectors and async
-#endif
-#ifndef A_ALONG_TERMS
-#define A_ALONG_TERMS 1  // a[i, :] lies side by side; 0: a[:, i]
-#endif
-#ifndef B_ALONG_TERMS
-#define B_ALONG_TERMS 0  // b[:, j] lies side by side (a dense layer's weights); 0: b[t, :]
-#endif
-#ifndef WIDE
-#define WIDE 1  // four numbers at a time: all rows start at multiples of 16 bytes
+#ifdef TILE
+#define REAL float
 #endif
 
 #define PRODUCT                                                                                                          \
@@ -47,6 +41,7 @@ __device__ __forceinline__ Part part_of_block(int rows, int columns, int high, i
   return {blockIdx.x / across / down, int(blockIdx.x / across % down) * high, int(blockIdx.x % across) * wide};
 }
 
+#ifndef TILE
 // --- naive ---------------------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(256) matmul_naive(PRODUCT) {
@@ -115,6 +110,7 @@ extern "C" __global__ void __launch_bounds__(256) matmul_registers(PRODUCT) {
   }
 }
 
+#else
 // --- what vectors and async share ----------------------------------------------------------------------------------------
 
 constexpr int TERMS = 8;                            // of one step
@@ -215,8 +211,8 @@ template <bool along_terms> struct Carried {
 extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(PRODUCT) {
   __shared__ __align__(16) Panel a_panels[2], b_panels[2];
   Part part = part_of_block(rows, columns, TILE, TILE);
-  Operand left{(const float*)a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
-  Operand right{(const float*)b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
+  Operand left{a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
+  Operand right{b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
   Carried<A_ALONG_TERMS> for_a;
   Carried<B_ALONG_TERMS> for_b;
   float sum[8][8] = {};
@@ -228,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(PRODUCT) {
     if (first + TERMS < terms) for_a.fetch(left, first + TERMS), for_b.fetch(right, first + TERMS);  // on their way meanwhile
     multiply(a_panels[now], b_panels[now], sum);
   }
-  write((float*)c, part, rows, columns, sum);
+  write(c, part, rows, columns, sum);
 }
 
 // --- async ---------------------------------------------------------------------------------------------------------------
@@ -255,8 +251,8 @@ template <bool along_terms> __device__ __forceinline__ void start(Panel& panel, 
 extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(PRODUCT) {
   __shared__ __align__(16) Panel a_panels[STAGES], b_panels[STAGES];
   Part part = part_of_block(rows, columns, TILE, TILE);
-  Operand left{(const float*)a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
-  Operand right{(const float*)b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
+  Operand left{a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
+  Operand right{b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
   float sum[8][8] = {};
   for (int ahead = 0; ahead < STAGES - 1; ahead++) {
     start<A_ALONG_TERMS>(a_panels[ahead], left, ahead * TERMS);
@@ -271,5 +267,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(PRODUCT) {
     copy_async_commit();  // a group a step, even if it is empty: so they can be counted
     multiply(a_panels[now], b_panels[now], sum);
   }
-  write((float*)c, part, rows, columns, sum);
+  write(c, part, rows, columns, sum);
 }
+#endif

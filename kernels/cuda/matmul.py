@@ -8,6 +8,7 @@ don't lie at multiples of their size.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,16 @@ def _launch(variant: str, a, b, out, block: tuple[int, int], high: int, wide: in
     batch, rows, columns = out.shape
     strides = [[s // m.itemsize for s in m.strides] for m in (a, b)]
     blocks = batch * -(-rows // high) * -(-columns // wide)
-    run = kernel(out, FILE, f"matmul_{variant}", REAL=REALS[out.dtype], **defines)
+    run = kernel(out, FILE, f"matmul_{variant}", **defines)
     run((blocks,), block, (a, *strides[0], b, *strides[1], out, rows, columns, a.shape[2]))
+
+
+def units():
+    """All that can be compiled of matmul.cu: macros, and the threads in a block of each kernel."""
+    for real in REALS.values():
+        yield {"REAL": real}, {"matmul_naive": 256, "matmul_tiles": 256, "matmul_registers": 256}
+    for tile, wide, a, b in product((128, 64), (1, 0), (1, 0), (0, 1)):
+        yield dict(TILE=tile, A_ALONG_TERMS=a, B_ALONG_TERMS=b, WIDE=wide), {"matmul_vectors": (tile // 8) ** 2, "matmul_async": (tile // 8) ** 2}
 
 
 def _matmul(variant: str, a, b, out) -> None:
@@ -45,11 +54,11 @@ def _matmul(variant: str, a, b, out) -> None:
         return
     a, b, c = _operand(a), _operand(b), out.reshape(-1, *out.shape[-2:])
     if variant == "naive":
-        _launch(variant, a, b, c, (32, 8), 8, 32)
+        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=REALS[out.dtype])
     elif variant == "tiles":
-        _launch(variant, a, b, c, (16, 16), 16, 16)
+        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=REALS[out.dtype])
     elif variant == "registers" or out.dtype == np.float64:  # the simple variants do float64
-        _launch("registers", a, b, c, (16, 16), 64, 64)
+        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=REALS[out.dtype])
     else:
         tile = tile_of(c.shape)
         _launch(variant, a, b, c, (tile // 8, tile // 8), tile, tile, TILE=tile, **form_of(a, b, c))

@@ -283,7 +283,7 @@ def test_what_does_not_compile_says_where_and_a_missing_kernel_which_there_are()
     broken = Source("broken.cu", '\nextern "C" __global__ void f(float* x) {\n  x[0] = missing;\n}\n')
     with pytest.raises(RuntimeError, match="(?s)broken.cu does not compile for the emulator; g[+][+] says:.*broken.cu:3:.*missing"):
         kernel(np.empty(0), broken, "f")((1,), (1,), (np.zeros(1),))
-    with pytest.raises(LookupError, match="words.cu has no kernel 'whence'; it has where, reverse"):
+    with pytest.raises(LookupError, match="words.cu has no kernel 'whence'; compiled like this it has where, reverse"):
         words("whence")((1,), (1,), ())
 
 

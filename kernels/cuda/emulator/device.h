@@ -169,4 +169,3 @@ template <class... A> struct Callable<void(A...)> {
     kernel(*(A*)arguments[place]...);
   }
 };
-#define EMULATOR_KERNEL(name) {#name, Callable<decltype(name)>::signature, Callable<decltype(name)>::call<name>}

@@ -91,10 +91,12 @@ def kernel(like: np.ndarray, source: Source, words: tuple[str, ...], name: str):
 
 
 def _entry(library: ctypes.CDLL, source: Source, name: str) -> Kernel:
-    known = build.kernels_in(source)
-    if name not in known:
-        raise LookupError(f'{source.name} has no kernel {name!r}; it has {", ".join(known) or "none"} (written extern "C" __global__ void name(...))')
-    return (Kernel * len(known)).in_dll(library, "emulator_kernels")[known.index(name)]
+    table, known = ctypes.cast(library.emulator_kernels, POINTER(Kernel)), []
+    while entry := table[len(known)].name:
+        if entry.decode() == name:
+            return table[len(known)]
+        known.append(entry.decode())
+    raise LookupError(f'{source.name} has no kernel {name!r}; compiled like this it has {", ".join(known) or "none"} (written extern "C" __global__ void name(...))')
 
 
 def _value(name: str, place: int, letter: str, value):
