@@ -318,11 +318,19 @@ def bench_startup(
 
 @app.command()
 def explain(
-    kernel: Annotated[str, typer.Argument(help="a kernel's name, like matmul")],
+    kernel: Annotated[str, typer.Argument(help="a kernel's name, like matmul; may be left out with --occupancy")] = "",
     device: Annotated[str, typer.Option(help="where its variants are counted; the emulator alone can")] = "cuda-emulator",
+    occupancy: Annotated[bool, typer.Option("--occupancy", help="compile all CUDA kernels for real GPUs instead, and print the table of docs/cuda.md")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the counts as JSON on standard output")] = False,
 ) -> None:
     """What a kernel computes, and what each CUDA variant asks of a GPU's memory: counted without one, so structure and not time."""
+    if occupancy:
+        from tinynet.kernels.cuda import occupancy as compiler
+
+        if why := compiler.reason():
+            raise typer.BadParameter(why)
+        sys.stdout.write(compiler.table())
+        return
     from tinynet import explain as counting
 
     _choice(device, [counting.DEVICE], "device that counts", only_one=True)
@@ -418,6 +426,10 @@ def doctor() -> None:
         if numba.threading_layer() == "workqueue":
             console.print("  workqueue takes 100 us and more to start a parallel loop, which the variants `loops` are made of; install OpenMP (Debian: apt-get install libgomp1) for about 2 us")
         console.print("programs (`simd`, `winograd`, tinynet.compile) run on threads of their own, which start within 2 us")
+    from tinynet.kernels.cuda import occupancy
+
+    without = occupancy.reason()
+    console.print(f"CUDA kernels: {without or 'NVRTC %d.%d compiles them for ' % occupancy.version() + ', '.join(f'sm_{gpu}' for gpu in occupancy.gpus())}")
     raise typer.Exit(0 if ready else 1)
 
 

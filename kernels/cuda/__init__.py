@@ -5,4 +5,6 @@ Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launc
 
 from tinynet.kernels.cuda import matmul
 
-__all__ = ["matmul"]
+FAMILIES = (matmul,)  # each a launcher and its .cu file
+
+__all__ = ["FAMILIES", "matmul"]

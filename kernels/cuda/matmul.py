@@ -46,6 +46,13 @@ def units():
         yield dict(TILE=tile, A_ALONG_TERMS=a, B_ALONG_TERMS=b, WIDE=wide), {"matmul_vectors": (tile // 8) ** 2, "matmul_async": (tile // 8) ** 2}
 
 
+def occupancy_rows() -> list[tuple[str, str, dict, int]]:
+    """What docs/cuda.md shows of them: title, kernel, macros, threads in a block."""
+    simple = [(f"matmul {kernel}, {real}", f"matmul_{kernel}", {"REAL": real}, 256) for kernel, real in (("naive", "float"), ("tiles", "float"), ("registers", "float"), ("registers", "double"))]
+    form = dict(A_ALONG_TERMS=1, B_ALONG_TERMS=0, WIDE=1)  # both by rows
+    return simple + [(f"matmul {kernel}, {tile} x {tile}", f"matmul_{kernel}", dict(TILE=tile, **form), (tile // 8) ** 2) for kernel in ("vectors", "async") for tile in (128, 64)]
+
+
 def _matmul(variant: str, a, b, out) -> None:
     if out.dtype not in REALS:
         raise TypeError(f"matmul: {out.dtype} has no CUDA kernel; use float32 or float64")
