@@ -30,6 +30,7 @@ lock:
 	.lock-venv/bin/python -m pip freeze --all --exclude pip --exclude tinynet-engine \
 		| sed -e 's/+cpu$$//' \
 		      -e 's/^tensorflow_cpu==\(.*\)/tensorflow==\1; platform_system != "Linux" or platform_machine != "x86_64"\n&; platform_system == "Linux" and platform_machine == "x86_64"/' \
+		      -e 's/^\(cuda-pathfinder\|cupy-cuda12x\|nvidia-cuda-nvrtc-cu12\)==.*/&; platform_system == "Linux" and platform_machine == "x86_64"/' \
 		>> requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	rm -rf .lock-venv

@@ -37,26 +37,30 @@ MAY_IMPORT = {
     "tinynet.kernels.contract": ["tinynet.geometry"],
     "tinynet.kernels.graph": [],
     "tinynet.kernels.reference": ["tinynet.kernels.contract", "tinynet.geometry"],
-    "tinynet.kernels.cpu": ["tinynet.kernels.contract", "tinynet.kernels.graph", "tinynet.geometry"],
+    "tinynet.kernels.kept": [],
+    "tinynet.kernels.cpu": ["tinynet.kernels.contract", "tinynet.kernels.graph", "tinynet.kernels.kept", "tinynet.geometry"],
+    "tinynet.kernels.cuda": ["tinynet.kernels.contract", "tinynet.kernels.kept", "tinynet.geometry"],
     "tinynet.kernels": [],
-    "tinynet.dispatch": ["tinynet.kernels.contract"],
+    "tinynet.devices": ["tinynet.kernels.cuda"],
+    "tinynet.dispatch": ["tinynet.devices", "tinynet.kernels.contract"],
     "tinynet.guard": [],
     "tinynet.mode": [],
     "tinynet.tape": ["tinynet.guard"],
-    "tinynet.tensor": ["tinynet.tape", "tinynet.mode", "tinynet.dispatch"],
-    "tinynet.inputs": ["tinynet.mode", "tinynet.tensor", "tinynet.dispatch"],
+    "tinynet.tensor": ["tinynet.tape", "tinynet.mode", "tinynet.devices"],
+    "tinynet.inputs": ["tinynet.mode", "tinynet.tensor", "tinynet.devices"],
     "tinynet.op": ["tinynet.mode", "tinynet.inputs", "tinynet.tape", "tinynet.tensor", "tinynet.dispatch"],
-    "tinynet.ops": ["tinynet.op", "tinynet.tensor", "tinynet.inputs", "tinynet.dispatch", "tinynet.geometry"],
+    "tinynet.ops": ["tinynet.op", "tinynet.tensor", "tinynet.inputs", "tinynet.devices", "tinynet.geometry"],
     "tinynet.functional": ["tinynet.ops"],
-    "tinynet.storage": ["tinynet.tensor", "tinynet.dispatch"],
-    "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard"],
-    "tinynet.nn": ["tinynet.mode", "tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.dispatch", "tinynet.geometry", "tinynet.random"],
+    "tinynet.storage": ["tinynet.tensor", "tinynet.devices"],
+    "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.devices", "tinynet.guard"],
+    "tinynet.nn": ["tinynet.mode", "tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.devices", "tinynet.geometry", "tinynet.random"],
     "tinynet.deferred": ["tinynet.inputs", "tinynet.tensor", "tinynet.kernels.contract"],
     "tinynet.trace": ["tinynet.deferred", "tinynet.mode", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard", "tinynet.random", "tinynet.kernels.graph"],
     "tinynet.fused": ["tinynet.tape", "tinynet.tensor", "tinynet.guard", "tinynet.optim", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.split": ["tinynet.trace", "tinynet.fused", "tinynet.op", "tinynet.tensor", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.plan": ["tinynet.mode", "tinynet.trace", "tinynet.split", "tinynet.fused", "tinynet.nn", "tinynet.tensor", "tinynet.dispatch", "tinynet.kernels.graph"],
     "tinynet.oracle": ["tinynet.kernels.reference", "tinynet.kernels.contract", "tinynet.geometry", "tinynet.tensor"],
+    "tinynet.explain": ["tinynet.dispatch", "tinynet.kernels.contract", "tinynet.kernels.cuda"],
     "tinynet.train": ["tinynet.inputs", "tinynet.mode"],
     "tinynet": ["tinynet"],  # the package's own list of public names
     "tinynet.compare": ["tinynet"],
@@ -162,7 +166,7 @@ def test_the_engine_is_read_in_an_hour():
         if within(name, "tinynet.ops"):
             assert len(path.read_text("utf-8").splitlines()) < 80, name
     # `compile` is the second hour: nothing else in the engine needs to be understood for it, or needs it
-    apart = ("tinynet.plan", "tinynet.split", "tinynet.fused", "tinynet.trace", "tinynet.deferred", "tinynet.oracle", "tinynet.data", "tinynet.train", "tinynet.cli", "tinynet.kernels", "tinynet.compare", "tinynet.bench")
+    apart = ("tinynet.plan", "tinynet.split", "tinynet.fused", "tinynet.trace", "tinynet.deferred", "tinynet.oracle", "tinynet.data", "tinynet.train", "tinynet.explain", "tinynet.cli", "tinynet.kernels", "tinynet.compare", "tinynet.bench")
     engine = {name: code_lines(path) for name, path in SOURCES.items() if not any(within(name, a) for a in apart)}
     assert sum(engine.values()) < 1_800, engine
 
@@ -175,6 +179,13 @@ def test_every_package_is_installed_and_none_at_the_top_level():
     assert all(within(name, "tinynet") or name == "tinynet_pytest" for name in packages)
     mapping = project["tool"]["setuptools"]["package-dir"]
     assert all(mapping[package] == folder for folder, package in FOLDERS.items() if (ROOT / folder).is_dir())
+
+
+def test_every_file_that_is_compiled_or_filled_in_is_installed():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-data"]
+    installed = {path for package, patterns in data.items() for pattern in patterns for path in (ROOT / package.removeprefix("tinynet.").replace(".", "/")).glob(pattern)}
+    wanted = {path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix not in (".py", ".json", ".jsonl") and path.is_file() and "__pycache__" not in path.parts}
+    assert wanted <= installed, wanted - installed
 
 
 def test_the_lock_file_pins_every_dependency():

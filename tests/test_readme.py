@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/compile.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/compile.md", "docs/cuda.md")
 
 
 def blocks():

@@ -5,7 +5,8 @@ dispatch.py, then kernels/: contract.py, reference/conv2d.py, cpu/conv2d.py.
 """
 
 from tinynet import functional, nn, ops, optim
-from tinynet.dispatch import devices, use
+from tinynet.devices import devices
+from tinynet.dispatch import use
 from tinynet.inputs import tensor
 from tinynet.mode import no_grad
 from tinynet.nn import Parameter

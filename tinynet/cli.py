@@ -1,4 +1,4 @@
-"""The command line: `tinynet compare`, `tinynet train`, `tinynet bench`, `tinynet doctor`. Exit code 0 only if every check passed."""
+"""The command line: `tinynet compare`, `tinynet train`, `tinynet bench`, `tinynet explain`, `tinynet doctor`. Exit code 0 only if every check passed."""
 
 from __future__ import annotations
 
@@ -405,6 +405,60 @@ def bench_startup(
 
 
 @app.command()
+def explain(
+    kernel: Annotated[str, typer.Argument(help="a kernel's name, like matmul; may be left out with --occupancy")] = "",
+    device: Annotated[str, typer.Option(help="where its variants are counted; the emulator alone can")] = "cuda-emulator",
+    occupancy: Annotated[bool, typer.Option("--occupancy", help="compile all CUDA kernels for real GPUs instead, and print the table of docs/cuda.md")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the counts as JSON on standard output")] = False,
+) -> None:
+    """What a kernel computes, and what each CUDA variant asks of a GPU's memory: counted without one, so structure and not time."""
+    if occupancy:
+        from tinynet.kernels.cuda import occupancy as compiler
+
+        if why := compiler.reason():
+            raise typer.BadParameter(why)
+        sys.stdout.write(compiler.table())
+        return
+    from tinynet import explain as counting
+
+    _choice(device, [counting.DEVICE], "device that counts", only_one=True)
+    try:
+        found = counting.count(kernel)
+    except (ValueError, RuntimeError) as error:
+        raise typer.BadParameter(str(error)) from None
+    if as_json:
+        json.dump(counting.as_json(kernel, found), sys.stdout)
+        return
+    from tinynet.kernels.contract import CONTRACTS
+
+    arrays, parameters = counting.sample(kernel)
+    console = Console()
+    console.print(escape(f"{kernel}: {CONTRACTS[kernel].definition}\n\non {', '.join(' x '.join(map(str, a.shape)) for a in arrays)} float32{' ' * bool(parameters)}{parameters or ''}; simplest first"))
+    table = Table("", *(c.variant for c in found))
+    for what, count in (
+        ("blocks x threads", lambda c: f"{c.blocks} x {c.threads}"),
+        ("barriers a block", lambda c: f"{c.barriers:,}"),
+        ("global requests", lambda c: f"{c.requests:,}"),
+        ("  sectors a request", lambda c: f"{c.sectors / c.requests:.1f}"),
+        ("  of them asked for", lambda c: f"{c.least_sectors / c.sectors:.0%}"),
+        ("  KiB moved", lambda c: f"{c.bytes_moved / 1024:,.0f}"),
+        ("  x the least", lambda c: f"{c.bytes_moved / c.least_bytes:.1f}"),
+        ("  FLOP a byte", lambda c: f"{c.flops_per_byte:.2f}"),
+        ("shared requests", lambda c: f"{c.shared_requests:,}"),
+        ("  passes", lambda c: f"{c.passes:,}"),
+        ("  by conflicts", lambda c: f"{c.passes - c.least_passes:,}"),
+    ):
+        table.add_row(what, *map(count, found))
+    console.print(table)
+    console.print(
+        "Requests are of warps. Global memory moves in sectors of 32 bytes: where requests are coalesced, all of what moves was asked for. The least: the "
+        "contract's, every input and output once. Shared memory answers in one pass (two or four where lanes ask for 8 or 16 bytes), unless lanes want "
+        "different words of one bank: a conflict. "
+        "These counts are structure, not time: caches are left out, and nothing here ran on a GPU."
+    )
+
+
+@app.command()
 def doctor() -> None:
     """Says what is installed, which devices are ready, how many threads there are, and what to do about each shortfall."""
     from importlib.metadata import PackageNotFoundError, version
@@ -440,7 +494,7 @@ def doctor() -> None:
     console.print(table)
     ready = True
     for name, reason in tinynet.devices().items():
-        ready &= reason is None
+        ready &= reason is None or name.startswith("cuda")  # most machines have no GPU: nothing is wrong with them
         console.print(f"device {name}: {'ready' if reason is None else reason}")
     if tinynet.devices()["cpu"] is None:
         import numba
@@ -460,6 +514,10 @@ def doctor() -> None:
         if numba.threading_layer() == "workqueue":
             console.print("  workqueue takes 100 us and more to start a parallel loop, which the variants `loops` are made of; install OpenMP (Debian: apt-get install libgomp1) for about 2 us")
         console.print("programs (`simd`, `winograd`, tinynet.compile) run on threads of their own, which start within 2 us")
+    from tinynet.kernels.cuda import occupancy
+
+    without = occupancy.reason()
+    console.print(f"CUDA kernels: {without or 'NVRTC %d.%d compiles them for ' % occupancy.version() + ', '.join(f'sm_{gpu}' for gpu in occupancy.gpus())}")
     raise typer.Exit(0 if ready else 1)
 
 

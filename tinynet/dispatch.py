@@ -1,4 +1,4 @@
-"""Who runs a kernel: devices, their implementations, and how to choose another one.
+"""Who runs a kernel: the implementations of each device (devices.py), and how to choose another one.
 
 An op asks the namespace `k` of its tensors' device for a kernel by name. Which function
 answers: `with use(conv2d="cpu.loops")` first, then the environment variable TINYNET_KERNELS
@@ -12,66 +12,11 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 
-import numpy as np
-
+from tinynet.devices import DEVICES, array_module, check_device
 from tinynet.kernels.contract import CONTRACTS, IMPLEMENTATIONS
-
-
-@dataclass(frozen=True)
-class Device:
-    """One place to compute. `needs` is the package its backend imports; its arrays live in `memory`."""
-
-    name: str
-    backend: str
-    needs: str
-    install: str
-    memory: str
-    description: str
-
-    @property
-    def reason(self) -> str | None:
-        """Why the device can't be used here, and what to do; None if it can."""
-        try:
-            found = find_spec(self.needs) is not None
-        except (ImportError, ValueError):  # a package that is half there
-            found = False
-        return None if found else f"{self.needs} is not installed; {self.install}"
-
-
-_DEVICES = {
-    "cpu": Device("cpu", "tinynet.kernels.cpu", "numba", "pip install numba", "host", "kernels compiled by numba"),
-    "reference": Device("reference", "tinynet.kernels.reference", "numpy", "pip install numpy", "host", "numpy, the executable definition"),
-}
-
-
-def devices() -> dict[str, str | None]:
-    """Every device by name, with None if it is ready or the reason why it is not."""
-    return {name: device.reason for name, device in _DEVICES.items()}
-
-
-def check_device(name: str) -> Device:
-    if name not in _DEVICES:
-        raise ValueError(f"there is no device {name!r}; choose from {', '.join(map(repr, _DEVICES))}")
-    return _DEVICES[name]
-
-
-def array_module(device: str):
-    """The numpy of the device."""
-    return np
-
-
-def to_host(array) -> np.ndarray:
-    """The array as numpy's; not copied if it is already on the host."""
-    return np.asarray(array)
-
-
-def from_host(array: np.ndarray, device: str):
-    return array
 
 
 _loaded: set[str] = set()  # devices whose backend is imported, and so registered
@@ -79,14 +24,13 @@ _loaded: set[str] = set()  # devices whose backend is imported, and so registere
 
 def _registered(device: str) -> dict:
     if device not in _loaded:
-        found = check_device(device)
         try:
-            import_module(found.backend)
+            import_module(check_device(device).backend)
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("tinynet"):
                 raise
             raise ModuleNotFoundError(
-                f"device {device!r} needs {error.name}, which is not installed; {found.install}, or compute on device 'reference' (numpy alone): tensor(..., device='reference') or .to('reference')",
+                f"device {device!r} needs {error.name}, which is not installed; pip install {error.name}, or compute on device 'reference' (numpy alone): tensor(..., device='reference') or .to('reference')",
                 name=error.name,
             ) from None
         _loaded.add(device)
@@ -159,7 +103,7 @@ def implementation(name: str, device: str):
     chosen = _chosen.get()[-1].get(name) or from_environment().get(name)
     if chosen is None:
         return next(iter(_registered(device).get((name, device), {}).values()), None) or find(name, device)
-    if chosen.device != device and _DEVICES[chosen.device].memory != _DEVICES[device].memory:
+    if chosen.device != device and DEVICES[chosen.device].memory != DEVICES[device].memory:
         raise ValueError(f"{name}: {chosen.path} was chosen, which can't read the tensors' memory on {device}; move them with .to({chosen.device!r})")
     return chosen
 

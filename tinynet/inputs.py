@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinynet.dispatch import from_host, to_host
+from tinynet.devices import from_host, to_host
 from tinynet.mode import tracing
 from tinynet.tensor import FLOATS, Tensor
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinynet import functional as F
 from tinynet import guard
-from tinynet.dispatch import from_host, to_host
+from tinynet.devices import from_host, to_host
 from tinynet.geometry import check_layout, is_int, pads, pair
 from tinynet.inputs import tensor
 from tinynet.mode import no_grad, tracing

@@ -96,7 +96,7 @@ class Op:
             self._explain(error, arrays, device)
             raise
         out, saved = out if type(out) is tuple else (out, {})
-        result = Tensor(out, False, device)
+        result = Tensor(out, False, parameters.get("device", device))  # `move` names another one
         if needed and is_recording() and out.dtype.kind == "f":  # integers have no gradient: it ends here
             result.made_by(Node(self, k, tensors, arrays, result.data, parameters, saved))
         if trace is not None:

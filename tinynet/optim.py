@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from numbers import Real
 
 from tinynet import guard
-from tinynet.dispatch import array_module
+from tinynet.devices import array_module
 from tinynet.mode import traced_by, tracing
 from tinynet.tensor import Tensor
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tinynet.dispatch import to_host
+from tinynet.devices import to_host
 from tinynet.tensor import Tensor
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet import tape
-from tinynet.dispatch import array_module, check_device, to_host
+from tinynet.devices import array_module, home_of, to_host
 from tinynet.mode import mode
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -29,9 +29,10 @@ class Tensor:
     __array_ufunc__ = None  # so that `ndarray + Tensor` is ours to answer, not an array of objects
 
     def __init__(self, data, requires_grad: bool = False, device: str = "cpu"):
-        self.data = data if isinstance(data, np.ndarray) else _as_array(data)
+        plain = isinstance(data, np.ndarray)
+        self.data = data if plain else _as_array(data)
         self._grad = self.node = None
-        self.device = device if device == "cpu" else check_device(device).name
+        self.device = device if plain and device == "cpu" else home_of(self.data, device)
         self._requires_grad = False
         if requires_grad:
             self.requires_grad = True

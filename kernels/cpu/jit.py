@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba.core import event
 
-from tinynet.kernels.cpu.objects import announced
+from tinynet.kernels.kept import announced
 
 _SETTINGS = dict(cache=True, nogil=True, error_model="numpy")
 

@@ -22,9 +22,7 @@ import ctypes
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
@@ -35,6 +33,7 @@ import numpy as np
 from llvmlite import binding
 
 from tinynet.kernels.cpu.target import TARGET
+from tinynet.kernels.kept import announced, folders, say
 
 FOLDER = Path(__file__).parent
 # Files that the code of any kernel may come from; its own file, if it is another one, counts too.
@@ -111,10 +110,7 @@ def _machine() -> str:
 @cache
 def _folders() -> list[Path]:
     """Where objects may lie, the first choice first."""
-    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
-        return [Path(chosen) / "tinynet"]
-    home = Path(os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [FOLDER / "__pycache__", home / "tinynet"]
+    return folders(FOLDER)
 
 
 def _read(path: Path, key: bytes) -> bytes | None:
@@ -200,34 +196,3 @@ def python_function(name: str, address: int):
     new = ctypes.pythonapi.PyCFunction_NewEx
     new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p] * 3
     return new(ctypes.addressof(method), None, None)
-
-
-# --- what is said -----------------------------------------------------------------------------------------------
-
-
-class _Announced(threading.local):
-    inside = False
-
-
-_announced = _Announced()
-
-
-@contextmanager
-def announced(what: str):
-    """Says on stderr what is compiled inside, and how long it took: the first call of a kernel is slow only once."""
-    began, outermost = time.perf_counter(), not _announced.inside  # what is compiled into another belongs to that one
-    _announced.inside = True
-    if outermost:
-        say(f"tinynet: compiling {what} (once; it is kept on disk) ...")
-    try:
-        yield
-    finally:
-        if outermost:
-            _announced.inside = False
-            say(f" {time.perf_counter() - began:.1f} s\n")
-
-
-def say(text: str) -> None:
-    if os.environ.get("TINYNET_QUIET") != "1":
-        sys.stderr.write(text)
-        sys.stderr.flush()

@@ -7,10 +7,12 @@ import inspect
 import numpy as np
 import pytest
 
-from tinynet.dispatch import devices, find, kernels, variants
+from tinynet.devices import devices
+from tinynet.dispatch import find, kernels, variants
 from tinynet.kernels.contract import CONTRACTS, IMPLEMENTATIONS, implements
 
-READY = [device for device, reason in devices().items() if reason is None]
+# The CUDA devices get their kernels one family after another; tests/cuda proves those that are there.
+READY = [device for device, reason in devices().items() if reason is None and not device.startswith("cuda")]
 IMAGES = dict(stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, layout="NCHW")
 
 

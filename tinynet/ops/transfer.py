@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinynet.dispatch import check_device, from_host, to_host
+from tinynet.devices import check_device, from_host, to_host
 from tinynet.inputs import check_supported
 from tinynet.op import op
 from tinynet.tensor import Tensor
@@ -38,9 +38,7 @@ def _to(x, device):
     check_device(device)
     if device == x.device:
         return x
-    moved = move(x, device=device)
-    moved.device = device
-    return moved
+    return move(x, device=device)
 
 
 Tensor.astype, Tensor.to = _astype, _to

@@ -1,0 +1,10 @@
+"""The CUDA backend: kernels in .cu files, launched on a GPU through CuPy, or on the emulator where there is none.
+
+Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
+"""
+
+from tinynet.kernels.cuda import matmul
+
+FAMILIES = (matmul,)  # each a launcher and its .cu file
+
+__all__ = ["FAMILIES", "matmul"]

@@ -1,0 +1,95 @@
+"""Launches: the one way from Python to a kernel in a .cu file, on a GPU or on the emulator.
+
+    kernel(out, FILE, "matmul_tiles", REAL="float")(grid, block, (a, b, out, rows), shared=0)
+
+The arrays say where: numpy's run on the emulator (emulator/run.py), CuPy's on their GPU (gpu.py). So a launcher is
+written once. Arguments are arrays, None (a null pointer), Python ints (int or long long), and numpy scalars for
+floating-point numbers; both sides read them in the same way.
+
+Next on the walk: matmul.cu.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+_INCLUDE = re.compile(r'^#include "([\w./]+)"$', re.M)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a .cu file with our headers in it: all that a compiler needs, and all that its output depends on."""
+
+    name: str
+    text: str
+
+    def __post_init__(self):
+        if not self.text.strip():
+            raise ValueError(f"{self.name} is empty; a source is the text of a .cu file, Source.read(path) reads one")
+
+    @staticmethod
+    @cache
+    def read(path: Path) -> "Source":
+        return Source(path.name, _with_includes(path.name, path.read_text("utf-8")))
+
+    @property
+    def code(self) -> str:
+        """The text as compilers get it: what they say names the file."""
+        return f'#line 1 "{self.name}"\n{self.text}'
+
+
+def _with_includes(name: str, text: str) -> str:
+    """The text with each `#include "header.cuh"` replaced by that file: neither NVRTC nor CuPy's cache needs to find it."""
+
+    def include(found: re.Match) -> str:
+        header = (FOLDER / found[1]).read_text("utf-8")
+        line = text.count("\n", 0, found.start()) + 2
+        return f'#line 1 "{found[1]}"\n{_with_includes(found[1], header)}\n#line {line} "{name}"'
+
+    return _INCLUDE.sub(include, text)
+
+
+def kernel(like, file: Path | Source, name: str, **defines):
+    """The kernel `name` of a .cu file, compiled with these macros for where the array `like` lies.
+
+    Returns launch(grid, block, arguments, shared=0): grid and block are up to three numbers, shared the bytes of dynamic
+    shared memory. Raises RuntimeError with the compiler's words where it doesn't compile.
+    """
+    source = file if isinstance(file, Source) else Source.read(file)
+    words = tuple(f"-D{key}={value}" for key, value in sorted(defines.items()))
+    if isinstance(like, np.ndarray):
+        from tinynet.kernels.cuda.emulator import run as backend
+    else:
+        from tinynet.kernels.cuda import gpu as backend
+    return backend.kernel(like, source, words, name)
+
+
+MOST_THREADS = 1024  # in a block
+MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+
+
+def sizes(name: str, grid, block) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """A grid and a block as three numbers each. Raises ValueError for what no GPU can launch."""
+    blocks, threads = _in_three(name, "grid", grid), _in_three(name, "block", block)
+    if any(n > most for n, most in zip(blocks, MOST_BLOCKS)):
+        raise ValueError(f"{name}: a grid has at most {MOST_BLOCKS} blocks; got {blocks}; give each block more to do, or launch several times")
+    if prod(threads) > MOST_THREADS or threads[2] > 64:
+        raise ValueError(f"{name}: a block has at most {MOST_THREADS} threads, 64 of them along z; got {threads}, which is {prod(threads)}")
+    return blocks, threads
+
+
+def _in_three(name: str, what: str, extents) -> tuple[int, int, int]:
+    if not 1 <= len(extents) <= 3 or any(int(n) != n or n < 1 for n in extents):
+        raise ValueError(f"{name}: a {what} is one to three whole numbers of at least 1; got {tuple(extents)}")
+    return tuple(int(n) for n in (*extents, 1, 1)[:3])
+
+
+def address(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr

@@ -1,0 +1,154 @@
+"""What is counted: known patterns give known counts, and the default variants are coalesced and free of bank conflicts."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tinynet import explain
+from tinynet.cli import app
+from tinynet.dispatch import find
+from tinynet.kernels.cuda import matmul
+from tinynet.kernels.cuda.emulator import build
+from tinynet.kernels.cuda.emulator.checked import checked
+from tinynet.kernels.cuda.launch import Source, kernel
+
+pytestmark = pytest.mark.skipif(build.reason() is not None, reason=f"no emulator here: {build.reason()}")
+
+PATTERNS = Source("patterns.cu", r"""
+extern "C" __global__ void reads(const float* x, float* y, int step, int from) { int i = threadIdx.x; y[i] = x[i * step + from]; }
+extern "C" __global__ void fours(const float4* x, float4* y) { y[threadIdx.x] = x[threadIdx.x]; }
+extern "C" __global__ void banks(float* y, int step) {
+  __shared__ float t[32 * 33];
+  int i = threadIdx.x;
+  t[i * step] = i;
+  __syncthreads();
+  y[i] = t[i * step];
+}
+extern "C" __global__ void wide_banks(float* y, int step) {
+  __shared__ float4 t[32 * 9];
+  int i = threadIdx.x;
+  t[i * step] = make_float4(i, i, i, i);
+  __syncthreads();
+  y[i] = t[i * step].x + t[i * step].w;
+}
+extern "C" __global__ void some_lanes(const float* x, float* y) {
+  int i = threadIdx.x;
+  for (int k = 0; k < i; k++) y[i] = x[k * 32 + i];
+}
+""")
+
+
+def counted(name: str, *arguments, threads: int = 32):
+    with checked() as found:
+        kernel(np.empty(0), PATTERNS, name)((1,), (threads,), arguments)
+    return found.launches[0]
+
+
+def place(launch, memory: str, writes: bool):
+    (found,) = [p for p in launch.places if (p.memory, p.writes) == (memory, writes)]
+    return found
+
+
+# --- known patterns ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step, start, sectors, least", [(1, 0, 4, 4), (0, 5, 1, 1), (2, 0, 8, 4), (8, 0, 32, 4), (32, 0, 32, 4), (1, 1, 5, 4), (-1, 31, 4, 4)],
+    ids=["side by side", "one for all", "every second", "every eighth", "a column", "one off", "backwards"],
+)  # fmt: skip
+def test_sectors_of_a_warps_request(step, start, sectors, least):
+    found = counted("reads", np.zeros(1024, np.float32), np.zeros(32, np.float32), step, start)
+    read, write = place(found, "global", False), place(found, "global", True)
+    assert (read.requests, read.lanes, read.bytes, read.transactions, read.least) == (1, 32, 4, sectors, least)
+    assert (write.transactions, write.least) == (4, 4) and read.line == "patterns.cu:2"
+    assert found.bytes_moved == 32 * (sectors + 4)
+
+
+def test_four_numbers_at_a_time_are_one_request():
+    found = counted("fours", np.zeros(256, np.float32), np.zeros(256, np.float32), threads=64)
+    assert [(p.requests, p.bytes, p.transactions, p.least) for p in found.places] == [(2, 16, 32, 32)] * 2
+
+
+@pytest.mark.parametrize("step, passes", [(1, 1), (2, 2), (3, 1), (4, 4), (16, 16), (32, 32), (33, 1)])
+def test_passes_over_the_banks(step, passes):
+    found = counted("banks", np.zeros(32, np.float32), step)
+    for writes in (False, True):
+        shared = place(found, "shared", writes)
+        assert (shared.requests, shared.transactions, shared.least) == (1, passes, 1)
+    assert found.barriers == 1
+
+
+@pytest.mark.parametrize("step, passes", [(1, 4), (2, 8), (9, 4)])
+def test_lanes_of_16_bytes_go_by_quarters_of_a_warp(step, passes):
+    found = place(counted("wide_banks", np.zeros(32, np.float32), step), "shared", True)
+    assert (found.requests, found.bytes, found.transactions, found.least) == (1, 16, passes, 4)
+
+
+def test_lanes_that_go_round_a_loop_less_often_take_part_in_fewer_requests():
+    found = place(counted("some_lanes", np.zeros(1024, np.float32), np.zeros(32, np.float32)), "global", False)
+    assert (found.requests, found.lanes) == (31, sum(range(32)))
+
+
+# --- the default variants ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [64, 128])
+@pytest.mark.parametrize("variant", ["vectors", "async"])
+@pytest.mark.parametrize("orders", ["CC", "CF", "FC", "FF"])
+def test_matmul_is_coalesced_and_free_of_conflicts_however_its_operands_lie(orders, variant, tile, monkeypatch, rng):
+    monkeypatch.setattr(matmul, "tile_of", lambda shape: tile)
+    a, b = (np.asarray(rng.standard_normal((128, 128)), np.float32, order=order) for order in orders)
+    out = np.empty((128, 128), np.float32)
+    with checked() as found:
+        find("matmul", f"cuda-emulator.{variant}").function(a[:, :64], b[:64], out=out)
+    for p in found.launches[0].places:
+        assert p.transactions == p.least, f"{p.line} {'writes' if p.writes else 'reads'} {p.memory} memory by {p.transactions} where {p.least} would do"
+
+
+@pytest.mark.parametrize("variant", ["naive", "tiles", "registers"])
+def test_the_simple_variants_of_matmul_are_too_where_rows_lie_side_by_side(variant, rng):
+    a, b, out = (rng.standard_normal((64, 64)).astype(np.float32) for _ in "abc")
+    with checked() as found:
+        find("matmul", f"cuda-emulator.{variant}").function(a, b, out=out)
+    assert all(p.transactions == p.least for p in found.launches[0].places), found.launches[0].places
+
+
+def test_even_sizes_that_nothing_divides_make_no_conflicts(rng):
+    a, b, out = rng.standard_normal((70, 37)).astype("f4"), rng.standard_normal((37, 75)).astype("f4"), np.empty((70, 75), np.float32)
+    with checked() as found:
+        find("matmul", "cuda-emulator").function(a, b, out=out)
+    assert found.launches[0].total("shared", "transactions") == found.launches[0].total("shared", "least") > 0
+
+
+# --- tinynet explain ---------------------------------------------------------------------------------------------------
+
+
+def test_explain_tells_the_story_in_numbers():
+    found = explain.count("matmul")
+    assert [c.variant for c in found] == ["naive", "tiles", "registers", "vectors", "async"]
+    naive, tiles, registers, vectors, copies = found
+    assert naive.bytes_moved > 5 * tiles.bytes_moved > 5 * registers.bytes_moved, "each reads less than the one before"
+    assert registers.passes > vectors.passes == copies.passes, "8 x 8 elements a thread ask less of shared memory than 4 x 4"
+    assert min(c.requests for c in found) == vectors.requests, "four numbers a request"
+    assert naive.barriers == 0 and tiles.barriers == 2 * vectors.barriers // 2 == 16
+    assert all(c.flops == 2 * 128**3 and c.least_bytes == 3 * 4 * 128**2 and c.sectors == c.least_sectors and c.passes == c.least_passes for c in found)
+
+
+def test_explain_prints_it_and_says_what_it_is_not():
+    done = CliRunner().invoke(app, ["explain", "matmul", "--device", "cuda-emulator", "--json"])
+    assert done.exit_code == 0
+    told = json.loads(done.stdout)
+    assert told["measures"] == "structure, not time" and [v["variant"] for v in told["variants"]] == ["naive", "tiles", "registers", "vectors", "async"]
+    text = " ".join(CliRunner().invoke(app, ["explain", "matmul"]).stdout.split())
+    assert "c[..., i, j] = sum over t" in text and "structure, not time" in text and "nothing here ran on a GPU" in text
+    assert f"│ {told['variants'][0]['requests']:,} │" in text
+
+
+@pytest.mark.parametrize("arguments, said", [(["matmull"], "there is no kernel 'matmull'"), (["matmul", "--device", "cpu"], "there is no device that counts 'cpu'")])
+def test_explain_refuses_what_it_can_not_count(arguments, said):
+    done = CliRunner().invoke(app, ["explain", *arguments])
+    assert done.exit_code == 2 and said in " ".join(done.output.split())
