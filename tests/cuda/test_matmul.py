@@ -111,14 +111,15 @@ def test_the_op_and_its_gradients(device, rng):
 
 
 def test_the_form_is_the_one_that_memory_allows():
-    def form(a, b, columns=8):
-        c = np.empty((1, a.shape[1], columns), np.float32)
+    def form(a, b, columns=8, start=0):
+        c = np.empty(a.shape[1] * columns + start, np.float32)[start:].reshape(1, a.shape[1], columns)
         return tuple(matmul.form_of(a, b, c).values())
 
     a, b = np.empty((1, 8, 8), np.float32), np.empty((1, 8, 8), np.float32)
     across = lambda m: m.swapaxes(1, 2)
     assert form(a, b) == (1, 0, 1) and form(across(a), b) == (0, 0, 1) and form(a, across(b)) == (1, 1, 1) and form(across(a), across(b)) == (0, 1, 1)
     assert form(a, b, columns=7)[2] == 0, "c's rows start anywhere"
+    assert form(a, b, start=1)[2] == 0 and form(a, b, start=4)[2] == 1, "c starts anywhere"
     assert form(np.empty((1, 8, 9), np.float32)[:, :, :8], b)[2] == 0, "a's rows start anywhere"
     assert form(np.empty((1, 8, 12), np.float32)[:, :, 1:9], b)[2] == 0, "a starts anywhere"
     assert form(np.empty((1, 8, 12), np.float32)[:, :, 4:], b)[2] == 1

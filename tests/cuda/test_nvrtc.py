@@ -101,7 +101,7 @@ def test_what_does_not_compile_says_where():
         (80, 64, 186, 0, 4),  # 10 warps by registers, 8 by fours
         (80, 32, 16, 0, 32),  # places for blocks
         (86, 32, 16, 0, 16),
-        (80, 128, 16, 48 << 10, 3),  # 164 KiB, 49 of which a block takes
+        (80, 128, 16, 41 << 10, 3),  # 164 KiB, 42 of which a block takes
         (75, 128, 16, 32 << 10, 2),
         (75, 256, 32, 0, 4),
     ],
