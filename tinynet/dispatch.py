@@ -139,5 +139,6 @@ _kernels: dict[str, Kernels] = {}
 
 def kernels(device: str) -> Kernels:
     if device not in _kernels:
-        _kernels[check_device(device).name] = Kernels(device)
+        check_device(device)
+        _kernels[device] = Kernels(device)
     return _kernels[device]
