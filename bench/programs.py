@@ -54,12 +54,11 @@ def measure(network: Network, state: truth.State, x: np.ndarray, y: np.ndarray, 
     if run == "forward":
         fast = tinynet.compile(model, math=math)
         with tinynet.no_grad():
-            fast(x)  # runs op by op, and is written down; the next one plays the program
             wrong = _wrong(truth.errors(want, state, {"output": fast(x).numpy()}))
             profile = None if wrong else fast.profile(x, rounds=rounds)
         return Table(network.name, len(x), run, math, wrong, profile)
-    names, parameters, optimizer = list(state), model.parameters(), OPTIMIZERS[run](model.parameters())
-    parameters = list(parameters)
+    names, parameters = list(state), list(model.parameters())
+    optimizer = OPTIMIZERS[run](parameters)
 
     def step(x, y):
         optimizer.zero_grad()
@@ -69,9 +68,6 @@ def measure(network: Network, state: truth.State, x: np.ndarray, y: np.ndarray, 
         return loss
 
     fast = tinynet.compile(step, math=math)
-    fast(x, y)
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-    optimizer.state = [{} for _ in parameters]
     loss = fast(x, y).item()
     after = {name: p.numpy() for name, p in zip(names, parameters, strict=True)}
     if run in ("adam", "adamw"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def owner_of(array):
     return array
 
 
-def hold(arrays: list) -> list[Hold]:
+def hold(arrays: Iterable) -> list[Hold]:
     """Makes the arrays and their owners read-only for one more graph, which gives the holds back to `release`."""
     found = []
     with _mutex:

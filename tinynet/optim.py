@@ -111,7 +111,6 @@ class SGD(Optimizer):
             g = g + self.momentum * v if self.nesterov else v
         w -= self.lr * g
 
-
     def numbers(self, t):
         """What the fused kernel (kernels/cpu/layers_kernels.py, sgd) reads at step t."""
         return self.lr, self.weight_decay, self.momentum, self.nesterov
@@ -142,7 +141,6 @@ class Adam(Optimizer):
         s += (1 - b2) * g * g
         first, second = 1 - b1**t, 1 - b2**t
         w -= (self.lr / first) * m / (xp.sqrt(s / second) + self.eps)
-
 
     def numbers(self, t):
         """What the fused kernel (kernels/cpu/layers_kernels.py, adam) reads at step t."""

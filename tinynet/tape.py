@@ -14,7 +14,7 @@ from tinynet import guard
 
 
 class Node:
-    __slots__ = ("op", "k", "edges", "shapes", "saved", "names", "holds", "edits", "__weakref__")
+    __slots__ = ("op", "k", "edges", "shapes", "saved", "holds", "__weakref__")
 
     def __init__(self, op, k, tensors, arrays, out, parameters: dict, saved: dict):
         self.op, self.k = op, k
@@ -40,10 +40,9 @@ class Node:
         self._hold(k.xp.ndarray)
 
     def _hold(self, kind) -> None:
-        """Guards the arrays among what is saved, until the graph is released; how often each was edited before."""
-        self.names = [name for name, value in self.saved.items() if isinstance(value, kind)]
-        self.holds = guard.hold([self.saved[name] for name in self.names])
-        self.edits = [held.edits for held in self.holds]
+        """Guards the arrays among what is saved until the graph is released, and remembers how often each was edited before."""
+        arrays = {name: value for name, value in self.saved.items() if isinstance(value, kind)}
+        self.holds = [(name, held, held.edits) for name, held in zip(arrays, guard.hold(arrays.values()))]
 
     def pull_back(self, dy, retain: bool) -> list[tuple]:
         """(edge, gradient) for each input that needs one, from the gradient of the result."""
@@ -64,7 +63,7 @@ class Node:
         """Raises RuntimeError if what was saved is gone, or was changed since."""
         if self.saved is None:
             raise RuntimeError(f"backward: the graph through {self.op.name} was already used and released; compute the result again, or call backward(retain_graph=True) the first time")
-        for name, held, edits in zip(self.names, self.holds, self.edits):
+        for name, held, edits in self.holds:
             if held.edits != edits:
                 raise RuntimeError(
                     f"backward: {name} of {self.op.name} (shape {self.saved[name].shape}) was changed in place (by an optimiser step or load_state_dict) after it was saved; call backward before the change, or compute the result again"
@@ -74,12 +73,12 @@ class Node:
         """Lets go of everything that was saved, and of the graph behind."""
         holds, self.saved, self.holds, self.edges = self.holds, None, (), ()
         if holds:
-            guard.release(holds)
+            guard.release([held for _, held, _ in holds])
 
     def __del__(self):
         # A graph that nobody ran backward through: its arrays must become writable again.
         if holds := getattr(self, "holds", ()):
-            guard.release(holds)
+            guard.release([held for _, held, _ in holds])
 
 
 class Pulled(Node):

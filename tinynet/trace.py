@@ -172,6 +172,7 @@ class Trace:
         self.waits = False
         for number, made in values.items():
             self.values[number].become(made)
+        self.values.clear()  # the others know who could compute them: this recording, which holds the batch
 
     def kept(self, results: list[int]) -> bool:
         """Whether the function has kept another result of an op than those that it returned, somewhere."""

@@ -108,8 +108,6 @@ class TinynetPeer(Peer):
         check_built(self, self.network)
         images = self._images(x)
         with tinynet.no_grad():
-            if self.compiled:
-                self.fast(images)  # a first call runs op by op: what is judged is the program
             return self.fast(images).numpy()
 
     def loss_and_gradients(self, x, y):
@@ -117,8 +115,6 @@ class TinynetPeer(Peer):
         check_classes(self, x, y)
         images = self._images(x)
         images.requires_grad = True
-        if self.compiled:
-            self.fast(images)
         self._zero_grad()
         loss = loss_of(self.network, self.fast(images), y)
         loss.backward()

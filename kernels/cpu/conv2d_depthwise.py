@@ -14,12 +14,11 @@ from math import prod
 import numpy as np
 
 from tinynet.kernels.cpu import layers, threads, tiles, tiles_winograd
-from tinynet.kernels.cpu.images import Images, phases, shared, span
+from tinynet.kernels.cpu.images import MOST_CHUNKS, Images, phases, shared, span, with_lanes
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
 
 FIRST, SECOND, BIAS, OUT = ARRAYS  # where a call's arrays lie (program.Prepared)
-MOST_CHUNKS = 8  # of images, with sums of their own
 
 
 def takes(weight_shape: tuple[int, ...], groups: int) -> bool:
@@ -97,12 +96,8 @@ def _weights(way: _Way, weight_shape: tuple[int, ...], lanes: int) -> tuple[int,
 
 def conv2d(x, weight, bias, *, stride, padding, dilation, layout, out) -> None:
     lanes = lanes_of(weight.shape[0])
-    if bias is not None and lanes > bias.size:  # a vector of it is read whole
-        wide = np.zeros(lanes, bias.dtype)
-        wide[: bias.size] = bias
-        bias = wide
     call = _forward(x.shape, weight.shape, bias is not None, x.dtype.type, stride, padding, dilation, layout, out.shape, threads.count())
-    call(np.ascontiguousarray(x), np.ascontiguousarray(weight), None if bias is None else np.ascontiguousarray(bias), out)
+    call(np.ascontiguousarray(x), np.ascontiguousarray(weight), with_lanes(bias, 1, lanes), out)
 
 
 @lru_cache(KEPT)

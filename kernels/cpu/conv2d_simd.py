@@ -33,7 +33,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_depthwise as depthwise
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import Entering, Images, Leaving, phases, shared, span, widened
+from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, phases, shared, span, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -65,14 +65,8 @@ def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
         depthwise.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
         return
     lanes = widened(weight.shape[0] // groups)
-    if bias is not None:
-        if lanes > weight.shape[0] // groups:
-            wide = np.zeros((groups, lanes), bias.dtype)
-            wide[:, : weight.shape[0] // groups] = bias.reshape(groups, -1)
-            bias = wide
-        bias = np.ascontiguousarray(bias)
     call = _forward(x.shape, weight.shape, bias is not None, x.dtype.type, stride, padding, dilation, groups, layout, out.shape, threads.count())
-    call(np.ascontiguousarray(x), np.ascontiguousarray(weight), bias, out)
+    call(np.ascontiguousarray(x), np.ascontiguousarray(weight), with_lanes(bias, groups, lanes), out)
 
 
 @lru_cache(KEPT)
@@ -153,7 +147,6 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
 
 # --- gradient of the weights -------------------------------------------------------------------------------------
 
-MOST_CHUNKS = 8  # of images, with sums of their own
 MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 

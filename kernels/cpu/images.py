@@ -13,9 +13,21 @@ from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, lines, row
 
 
+MOST_CHUNKS = 8  # of images, with sums of their own in a gradient of weights
+
+
 def widened(lanes: int) -> int:
     """Lanes of a group of so many output channels: at least the narrowest vector's."""
     return max(lanes, tiles.LEAST_LANES)
+
+
+def with_lanes(bias: np.ndarray | None, groups: int, lanes: int) -> np.ndarray | None:
+    """A bias as (groups, lanes), zeros in lanes that are not there: a vector of it is read whole."""
+    if bias is None or bias.size == groups * lanes:
+        return None if bias is None else np.ascontiguousarray(bias)
+    wide = np.zeros((groups, lanes), bias.dtype)
+    wide[:, : bias.size // groups] = bias.reshape(groups, -1)
+    return wide
 
 
 class Images:

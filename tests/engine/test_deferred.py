@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import tracemalloc
 
@@ -110,7 +111,7 @@ def engine_without(kernels_that_ran) -> list[np.ndarray]:
     return want
 
 
-def test_the_first_call_holds_no_more_memory_than_the_second():
+def test_the_first_call_never_holds_a_layer_of_the_whole_batch():
     """Eager, the layers' results of a large batch are many times what a program holds of them."""
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 15 * 15, 4))
     x, y = np.zeros((256, 3, 32, 32), np.float32), np.zeros(256, np.int64)
@@ -135,6 +136,16 @@ def test_the_first_call_holds_no_more_memory_than_the_second():
     eager, captured = peak(step), peak(tinynet.compile(step))
     activations = 256 * 32 * 30 * 30 * 4
     assert eager > 2 * activations > 4 * captured, (eager, captured)
+
+
+def test_a_capture_leaves_nothing_for_the_garbage_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        tinynet.compile(make_step()[0])(X, Y)
+        assert not [found for found in gc.get_objects() if type(found) is Trace]
+    finally:
+        gc.enable()
 
 
 def test_what_is_returned_is_a_tensor_like_any_other():

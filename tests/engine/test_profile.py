@@ -142,7 +142,7 @@ def test_what_is_fewer_is_said():
 
 
 def test_what_can_not_be_profiled_says_why():
-    model, (x, y) = classifier(), batch(3)
+    model, (x, _) = classifier(), batch(3)
     fast = tinynet.compile(model)
     with pytest.raises(ValueError, match="not captured yet: call it once"):
         fast.profile(x)
