@@ -40,6 +40,11 @@ def _sizes(text: str, most: int = 1437) -> tuple[int, ...]:
     return sizes
 
 
+def _wide() -> Console:
+    """For tables of many columns: what is no terminal has no width that they must fit."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
 @app.command()
 def compare(
     networks: Annotated[str, typer.Option(help="tensorflow,keras,pytorch; all if left out")] = "",
@@ -241,17 +246,18 @@ def _variants(networks: tuple[str, ...], sizes: tuple[int, ...], only: str, roun
     from tinynet.kernels.contract import CONTRACTS
 
     names = _choice(only, list(CONTRACTS), "kernel")
-    roof = measure()
     rng = np.random.default_rng(0)
     works = [(network, size, work) for network in networks for size in sizes for work in table.layers(network, size, rng) if work.name in names]
-    found = []
+    if not works:
+        raise typer.BadParameter(f"no layer of {', '.join(networks)} runs {' or '.join(names)}; --networks has others")
+    roof, found = measure(), []
     for network, size, work in track(works, "measuring", console=terminal):
         found += [(network, size, r) for r in table.measure(work, roof, rounds=rounds, block_s=0.02)]
     if as_json:
         rows = [{"network": n, "images": s, "kernel": r.work.name, "layer": r.work.layer, "variant": r.variant, "verdict": r.verdict, "seconds": r.seconds, "low": r.low, "high": r.high, "gflops": r.gflops, "share_of_roofline": r.share} for n, s, r in found]
         json.dump({"peak_gflops": roof.peak / 1e9, "threads": roof.threads, "rows": rows}, sys.stdout)
     else:
-        console = Console()
+        console = _wide()
         console.print(f"{roof.peak / 1e9:.0f} GFLOP/s at most on {roof.threads} threads")
         view = Table("network", "images", "kernel", "layer", "variant", "oracle", "time", "GFLOP/s", "of the roofline")
         for network, size, r in found:
@@ -269,7 +275,7 @@ def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, math
     from tinynet.bench.zoo import NETWORKS, initial_state
 
     chosen, ways = _choice(runs, programs.RUNS, "run"), _choice(maths, programs.MATHS, "math")
-    roof, found, console = measure(sizes=programs.LEVELS), [], Console()
+    roof, found, console = measure(sizes=programs.LEVELS), [], _wide()
     if not as_json:
         reads = ", ".join(f"{mib:g} MiB {rate / 1e9:.0f} GB/s" for mib, rate in roof.bandwidth.items())
         console.print(f"{roof.peak / 1e9:.0f} GFLOP/s at most on {roof.threads} threads; reading again and again {reads}")
@@ -325,7 +331,7 @@ def cliffs(
             found.append(as_data(sweep, worst))
             if not as_json:
                 for line in tables.cliffs(kernel, worst, sweep.timed, len(sweep.pairs)):
-                    console.print(line, highlight=False)
+                    console.print(line, highlight=False, soft_wrap=True)
                 for point in sweep.wrong:
                     console.print(f"[red]{kernel}: {point.verdict}, so not timed:[/] {escape(tables.text_of(point.shape))}")
     if as_json:
