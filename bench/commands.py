@@ -20,6 +20,11 @@ from tinynet.options import choice, sizes_of, terminal
 bench = typer.Typer(help="Measure kernels and the machine: correctness first, then time.", no_args_is_help=True)
 
 
+def wide() -> Console:
+    """For tables of many columns: what is no terminal has no width that they must fit."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+
 @bench.command()
 def roofline(as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")] = False) -> None:
     """What this machine can do at most: multiply-adds on registers, and reading memory, measured with our own kernels."""
@@ -70,17 +75,18 @@ def _variants(networks: tuple[str, ...], sizes: tuple[int, ...], only: str, roun
     from tinynet.kernels.contract import CONTRACTS
 
     names = choice(only, list(CONTRACTS), "kernel")
-    roof = measure()
     rng = np.random.default_rng(0)
     works = [(network, size, work) for network in networks for size in sizes for work in table.layers(network, size, rng) if work.name in names]
-    found = []
+    if not works:
+        raise typer.BadParameter(f"no layer of {', '.join(networks)} runs {' or '.join(names)}; --networks has others")
+    roof, found = measure(), []
     for network, size, work in track(works, "measuring", console=terminal):
         found += [(network, size, r) for r in table.measure(work, roof, rounds=rounds, block_s=0.02)]
     if as_json:
         rows = [{"network": n, "images": s, "kernel": r.work.name, "layer": r.work.layer, "variant": r.variant, "verdict": r.verdict, "seconds": r.seconds, "low": r.low, "high": r.high, "gflops": r.gflops, "share_of_roofline": r.share} for n, s, r in found]
         json.dump({"peak_gflops": roof.peak / 1e9, "threads": roof.threads, "rows": rows}, sys.stdout)
     else:
-        console = Console()
+        console = wide()
         console.print(f"{roof.peak / 1e9:.0f} GFLOP/s at most on {roof.threads} threads")
         view = Table("network", "images", "kernel", "layer", "variant", "oracle", "time", "GFLOP/s", "of the roofline")
         for network, size, r in found:
@@ -98,7 +104,7 @@ def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, math
     from tinynet.bench.zoo import NETWORKS, initial_state
 
     chosen, ways = choice(runs, programs.RUNS, "run"), choice(maths, programs.MATHS, "math")
-    roof, found, console = measure(sizes=programs.LEVELS), [], Console()
+    roof, found, console = measure(sizes=programs.LEVELS), [], wide()
     if not as_json:
         reads = ", ".join(f"{mib:g} MiB {rate / 1e9:.0f} GB/s" for mib, rate in roof.bandwidth.items())
         console.print(f"{roof.peak / 1e9:.0f} GFLOP/s at most on {roof.threads} threads; reading again and again {reads}")
@@ -154,7 +160,7 @@ def cliffs(
             found.append(as_data(sweep, worst))
             if not as_json:
                 for line in tables.cliffs(kernel, worst, sweep.timed, len(sweep.pairs)):
-                    console.print(line, highlight=False)
+                    console.print(line, highlight=False, soft_wrap=True)
                 for point in sweep.wrong:
                     console.print(f"[red]{kernel}: {point.verdict}, so not timed:[/] {escape(tables.text_of(point.shape))}")
     if as_json:

@@ -28,7 +28,7 @@ POOL = fields(
 MAXIMUM, AVERAGE, AVERAGE_INSIDE = range(3)  # the last counts only what lies inside the image
 SPREAD = fields("rows columns lanes dy dy_slot dy_image dy_y dy_x winner winner_slot winner_image winner_y winner_x dz dz_slot dz_image dz_y dz_x sums sums_chunk")
 PLANES = fields("images run image plane dy y")
-MAX_POOL = fields("x y argmax height width lanes rows columns kr kc sr sc dr dc top left")
+MAX_POOL = fields("x y argmax height width lanes rows columns kr kc sr sc dr dc top left work work_slot line wide")
 AVERAGES = fields("x y height width lanes rows columns kr kc sr sc top left bottom right average work work_slot line wide")
 SCATTER = fields("dy argmax dx outputs inputs lanes")
 

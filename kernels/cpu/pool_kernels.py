@@ -8,7 +8,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import AVERAGE_INSIDE, AVERAGES, MAX_POOL, SCATTER
-from tinynet.kernels.cpu.simd import add, add_first, counting, divide, full, get, larger_with, loads, multiply, pointer, put, put_whole, stores, strided, together, zeros
+from tinynet.kernels.cpu.simd import add, add_first, counting, divide, full, get, if_equal, larger_with, loads, multiply, pointer, put, put_whole, stores, strided, together, zeros
 from tinynet.kernels.cpu.tiles_kernels import copy, inside, zero
 
 # --- windows and strides that are constants -------------------------------------------------------------------
@@ -16,25 +16,24 @@ from tinynet.kernels.cpu.tiles_kernels import copy, inside, zero
 
 def max_pool(KR, KC, SR, SC, W, T):
     """The largest of each KR x KC window of a plane, and its place: W windows of a row at a time, the last ones moved back
-    until they fit. Places are counted in T, which holds them exactly in planes of less than 2^24 pixels."""
+    until they fit. Places are counted from the first window on, in T, which holds them exactly below 2^24."""
 
     def kernel(row, plane, slot, chunk, share, shares):
         x, y, argmax = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), np.int32)
         height, width, rows, columns = get(row, 3), get(row, 4), get(row, 5), get(row, 6)
-        xo, yo = plane * height * width, plane * rows * columns
+        xo, yo, start = plane * height * width, plane * rows * columns, counting(y, T(0), T(SC), W)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
             for j in range(0, columns, W):
                 j = min(j, columns - W)
                 first = i * SR * width + j * SC
-                best, place = strided(x, xo + first, SC, W), counting(y, T(first), T(SC), W)
-                start = place
+                best, place = strided(x, xo + first, SC, W), start
                 for u in range(KR):
                     for v in range(KC):
                         if u + v > 0:
                             found = add(start, full(y, T(u * width + v), 1, W))
                             best, place = larger_with(best, place, strided(x, xo + first + u * width + v, SC, W), found)
                 stores(y, yo + i * columns + j, 1, 0, 1, 0, 1, W, best)
-                put_whole(argmax, yo + i * columns + j, place)
+                put_whole(argmax, yo + i * columns + j, 0, place, first)
 
     return kernel
 
@@ -71,8 +70,16 @@ def _keep_larger(value, place, y, argmax, at):
     put(argmax, at, place if better else found)
 
 
+@inline
+def _nothing(y, argmax, at, count):
+    """The results of windows that lie outside of the image."""
+    for t in range(at, at + count):
+        put(y, t, -math.inf)
+        put(argmax, t, np.int32(-1))
+
+
 def max_pool_rows(T):
-    """Any window of images whose channels lie side by side."""
+    """Windows in which float32 can't count, of images whose channels lie side by side; the plane of one is an image of one."""
 
     def kernel(row, image, slot, chunk, share, shares):
         height, width, lanes, rows, columns = get(row, MAX_POOL.height), get(row, MAX_POOL.width), get(row, MAX_POOL.lanes), get(row, MAX_POOL.rows), get(row, MAX_POOL.columns)
@@ -85,9 +92,7 @@ def max_pool_rows(T):
                 l = j * sc - get(row, MAX_POOL.left)
                 v0, v1 = inside(l, dc, kc, width)
                 to = ((image * rows + i) * columns + j) * lanes
-                for c in range(lanes):
-                    put(y, to + c, T(-math.inf))
-                    put(argmax, to + c, np.int32(-1))
+                _nothing(y, argmax, to, lanes)
                 for u in range(u0, u1):
                     for v in range(v0, v1):
                         place = (h + u * dr) * width + l + v * dc
@@ -98,27 +103,69 @@ def max_pool_rows(T):
     return kernel
 
 
-def max_pool_planes(T):
-    """Any window of planes."""
+def maxima(SC, C, V, T):
+    """The largest of each window, and its place, in registers. SC: 0, or the step from one window of a row to the next, if a row's
+    windows can be taken as one run of numbers, V at a time: planes, and windows that begin at every pixel. Where SC is 0, V
+    channels of C windows. Places are counted from where a window begins, in T, which holds them exactly below 2^24.
+    """
+    LEAST = T(-math.inf)
 
-    def kernel(row, plane, slot, chunk, share, shares):
-        height, width, rows, columns = get(row, MAX_POOL.height), get(row, MAX_POOL.width), get(row, MAX_POOL.rows), get(row, MAX_POOL.columns)
+    def kernel(row, image, slot, chunk, share, shares):
+        height, width, lanes, rows, columns = get(row, MAX_POOL.height), get(row, MAX_POOL.width), get(row, MAX_POOL.lanes), get(row, MAX_POOL.rows), get(row, MAX_POOL.columns)
         kr, kc, sr, sc, dr, dc = get(row, MAX_POOL.kr), get(row, MAX_POOL.kc), get(row, MAX_POOL.sr), get(row, MAX_POOL.sc), get(row, MAX_POOL.dr), get(row, MAX_POOL.dc)
-        x, y, argmax = pointer(get(row, MAX_POOL.x), T), pointer(get(row, MAX_POOL.y), T), pointer(get(row, MAX_POOL.argmax), np.int32)
+        x, y, argmax, left = pointer(get(row, MAX_POOL.x), T), pointer(get(row, MAX_POOL.y), T), pointer(get(row, MAX_POOL.argmax), np.int32), get(row, MAX_POOL.left)
+        work, line, wide = get(row, MAX_POOL.work) + slot * get(row, MAX_POOL.work_slot), get(row, MAX_POOL.line), get(row, MAX_POOL.wide)
+        # for each number of a row of windows, the column of its window, and from there the first column that lies inside
+        starts, firsts, around = pointer(work, T), pointer(work + line, T), pointer(work + 2 * line, T)
+        length, pixels, outside = columns * lanes, width * lanes, False
+        for j in range(columns):
+            v0, v1 = inside(j * sc - left, dc, kc, width)
+            outside |= v0 >= v1
+            for c in range(lanes):
+                put(starts, j * lanes + c, j * sc - left)
+                put(firsts, j * lanes + c, v0 * dc if v0 < v1 else -1)
+        for t in range(kr * wide):
+            put(around, t, LEAST)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
-            h = i * sr - get(row, MAX_POOL.top)
+            h, to = i * sr - get(row, MAX_POOL.top), (image * rows + i) * length
             u0, u1 = inside(h, dr, kr, height)
-            to = (plane * rows + i) * columns
-            for j in range(columns):
-                put(y, to + j, T(-math.inf))
-                put(argmax, to + j, np.int32(-1))
-            for u in range(u0, u1):
-                for v in range(kc):
-                    offset = v * dc - get(row, MAX_POOL.left)
-                    j0, j1 = inside(offset, sc, columns, width)
-                    place = (h + u * dr) * width + offset
-                    for j in range(j0, j1):
-                        _keep_larger(get(x, plane * height * width + place + j * sc), np.int32(place + j * sc), y, argmax, to + j)
+            if u0 >= u1:
+                _nothing(y, argmax, to, length)
+                continue
+            source, at, step = x, (image * height + h + u0 * dr) * pixels, dr * pixels
+            if wide:  # windows reach over the sides: the rows are copied to where the least number is around them
+                for u in range(u1 - u0):
+                    copy(x, at + u * step, around, u * wide + left * lanes, pixels)
+                source, at, step = around, 0, wide
+            base = T(u0 * dr * width)
+            if SC:
+                for t in range(0, length, V):
+                    t, best, place = min(t, length - V), full(y, LEAST, 1, V), zeros(y, 1, V)
+                    for u in range(u1 - u0):
+                        for v in range(kc):
+                            found = full(y, T((u0 + u) * dr * width + v * dc), 1, V)
+                            best, place = larger_with(best, place, strided(source, at + u * step + t * SC + v * dc * lanes, SC, V), found)
+                    # where nothing is larger than the least number the first place is it
+                    place = add(place, if_equal(add(loads(firsts, t, 1, 0, 1, 0, 1, V), full(y, base, 1, V)), best, LEAST))
+                    stores(y, to + t, 1, 0, 1, 0, 1, V, best)
+                    put_whole(argmax, to + t, 0, add(place, loads(starts, t, 1, 0, 1, 0, 1, V)), h * width)
+            else:
+                for j in range(0, columns, C):
+                    j = min(j, columns - C)
+                    for c in range(0, lanes, V):
+                        c, best, place = min(c, lanes - V), full(y, LEAST, C, V), zeros(y, C, V)
+                        for u in range(u1 - u0):
+                            for v in range(kc):
+                                found = full(y, T((u0 + u) * dr * width + v * dc), C, V)
+                                best, place = larger_with(best, place, loads(source, at + u * step + (j * sc + v * dc) * lanes + c, 1, 0, C, sc * lanes, 1, V), found)
+                        t = j * lanes + c
+                        place = add(place, if_equal(add(loads(firsts, t, 1, 0, C, lanes, 1, V), full(y, base, 1, V)), best, LEAST))
+                        stores(y, to + t, 1, 0, C, lanes, 1, V, best)
+                        put_whole(argmax, to + t, lanes, add(place, loads(starts, t, 1, 0, C, lanes, 1, V)), h * width)
+            if outside:
+                for t in range(length):
+                    if get(firsts, t) < 0:
+                        put(argmax, to + t, np.int32(-1))
 
     return kernel
 

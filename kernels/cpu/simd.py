@@ -209,18 +209,19 @@ def together(typing, p, i, tile):
 
 
 @intrinsic
-def put_whole(typing, p, i, tile):
-    """p[i ...] = the numbers of one register, which are whole, as int32."""
-    if tile.count != 1:
-        raise TypingError(f"simd.put_whole: one register at a time; got {tile}")
+def put_whole(typing, p, i, step, tile, start):
+    """p[i ...] = start + the numbers of each register, which are whole, as int32; `step` from one register's place to the next."""
 
     def generate(context, builder, signature, arguments):
-        value = builder.fptosi(builder.extract_value(arguments[2], 0), ir.VectorType(_I32, tile.dtype.lanes))
-        place = builder.gep(arguments[0], [arguments[1]])
-        builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=4)
+        p, i, step, tile, start = arguments
+        kind = ir.VectorType(_I32, signature.args[3].dtype.lanes)
+        start = _broadcast(builder, builder.trunc(start, _I32), kind)
+        for k, vector in enumerate(_parts(builder, tile)):
+            place = builder.gep(p, [builder.add(i, builder.mul(step, _i64(k)))])
+            builder.store(builder.add(builder.fptosi(vector, kind), start), builder.bitcast(place, kind.as_pointer()), align=4)
         return context.get_dummy_value()
 
-    return types.void(types.CPointer(types.int32), types.int64, tile), generate
+    return types.void(types.CPointer(types.int32), types.int64, types.int64, tile, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)

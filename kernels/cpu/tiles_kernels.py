@@ -139,14 +139,12 @@ def turn_few(T):
         lanes = pitch // groups
         for first in range(0, pixels, 64):  # so many that all their lanes stay in the first cache
             last = min(first + 64, pixels)
+            zero(y, first * pitch, (last - first) * pitch)
             for g in range(groups):
                 for o in range(count):
                     channel = source + (g * count + o) * x_channel
                     for p in range(first, last):
                         put(y, p * pitch + g * lanes + o, get(x, channel + p * x_pixel))
-                for o in range(count, lanes):
-                    for p in range(first, last):
-                        put(y, p * pitch + g * lanes + o, 0.0)
 
     return kernel
 

@@ -111,6 +111,7 @@ def test_the_command_prints_programs_as_json():
         (["--runs", "sgd"], "--runs and --maths choose compiled programs; add --compiled"),
         (["--compiled", "--runs", "lion"], "there is no run 'lion'; choose from forward, sgd, momentum, adam, adamw"),
         (["--compiled", "--maths", "fft"], "there is no math 'fft'; choose from strict, winograd"),
+        (["--networks", "keras", "--only", "avg_pool2d", "--batch-sizes", "1"], "no layer of keras runs avg_pool2d"),
         (["--networks", "pytorch"], "there is no network 'pytorch'; choose from keras, tensorflow, lenet5"),
     ],
 )

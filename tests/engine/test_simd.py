@@ -147,7 +147,7 @@ def every_few(STEP, W, T):
         stores(y, 0, 1, 0, 1, 0, 1, W, simd.strided(x, 0, STEP, W))
         places = simd.counting(y, T(5), T(STEP), W)
         stores(y, W, 1, 0, 1, 0, 1, W, places)
-        simd.put_whole(pointer(get(row, 2), np.int32), 0, places)
+        simd.put_whole(pointer(get(row, 2), np.int32), 0, W, loads(y, 0, 1, 0, 2, W, 1, W), 1 << 24)
 
     return kernel
 
@@ -156,9 +156,9 @@ def every_few(STEP, W, T):
 @pytest.mark.parametrize("W", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_every_few_numbers_make_a_register_and_so_do_their_places(step, W, T):
-    x, places, y = np.arange(100, 100 + (W - 1) * step + 1).astype(T), np.zeros(W, np.int32), np.zeros(2 * W, T)
+    x, places, y = np.arange(100, 100 + (W - 1) * step + 1).astype(T), np.zeros(2 * W, np.int32), np.zeros(2 * W, T)
     run([row(compiled(every_few, step, W, T), address_of(x), address_of(y), address_of(places))], 1, 1)
-    assert (y[:W] == x[::step]).all() and (y[W:] == 5 + step * np.arange(W)).all() and (places == y[W:]).all()
+    assert (y[:W] == x[::step]).all() and (y[W:] == 5 + step * np.arange(W)).all() and (places == (1 << 24) + y.astype(np.int32)).all()
 
 
 def put_together(STEP, W, T):
