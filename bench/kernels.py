@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -99,6 +100,13 @@ def layers(network: str, images: int, rng) -> Iterator[Work]:
             yield Work("matmul", f"{where}, forward", (x, weight.T), {})
             yield Work("matmul", f"{where}, dx", (dy, weight), {})
             yield Work("matmul", f"{where}, dweight", (dy.T, x), {})
+    logits = reals(images, *step.after)
+    yield Work("softmax_cross_entropy", f"{logits.shape[1]} classes", (logits, rng.integers(0, logits.shape[1], images)), {})
+    name, shape = max(NETWORKS[network].parameters().items(), key=lambda parameter: prod(parameter[1]))
+    w, g, m, s = reals(*shape), reals(*shape), reals(*shape), reals(*shape) ** 2
+    where = f"{name} {' x '.join(map(str, shape))}"
+    yield Work("sgd_step", where, (w, g, None), dict(lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0))
+    yield Work("adam_step", where, (w, g, m, s), dict(t=3, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False))
 
 
 def _pooled(step: Step) -> str:

@@ -236,3 +236,41 @@ def matmul(a, b) -> Spec:
     """c[..., i, j] = sum over t of a[..., i, t] * b[..., t, j]; leading axes of equal length are a batch."""
     *batch, i, t = a.shape
     return Spec((((*batch, i, b.shape[-1]), a.dtype),), 2 * prod(batch) * i * t * b.shape[-1], t)
+
+
+# --- loss ----------------------------------------------------------------------------------------
+
+
+@_contract(judged="sum")
+def softmax_cross_entropy(logits, target) -> Spec:
+    """loss[n] = -log(p[n,target[n]]) and dlogits[n,j] = p[n,j] - (1 where j = target[n], else 0), the gradient of each loss;
+    p[n,j] = exp(logits[n,j]) / sum over t of exp(logits[n,t]).
+
+    target (int64) holds classes, from 0 to the number of logits - 1: who calls checks that.
+    """
+    rows, classes = logits.shape
+    return Spec((((rows,), logits.dtype), (logits.shape, logits.dtype)), 5 * logits.size, classes)
+
+
+# --- optimisers ----------------------------------------------------------------------------------
+# Outputs may be the very arrays w, v, m and s: each number is read before it is written.
+
+
+@_contract(judged="sum")
+def sgd_step(w, g, v, *, lr, momentum, nesterov, weight_decay) -> Spec:
+    """v' = momentum * v + d and w' = w - lr * v', with d = g + weight_decay * w; with `nesterov` w' = w - lr * (d + momentum * v').
+
+    Without momentum v is None, and w' = w - lr * d is the one output.
+    """
+    after = (w.shape, w.dtype)
+    return Spec((after, after) if momentum else (after,), w.size * (2 + 2 * bool(momentum) + 2 * bool(nesterov) + 2 * bool(weight_decay)), 3)
+
+
+@_contract(judged="sum")
+def adam_step(w, g, m, s, *, t, lr, betas, eps, weight_decay, decoupled) -> Spec:
+    """m' = b1 m + (1-b1) g, s' = b2 s + (1-b2) g g, w' = w - lr m'/(1-b1^t) / (sqrt(s'/(1-b2^t)) + eps): step t = 1, 2, ...
+
+    weight_decay * w is added to g first or, `decoupled` (AdamW), w is multiplied by 1 - lr * weight_decay.
+    """
+    after = (w.shape, w.dtype)
+    return Spec((after, after, after), w.size * (12 + 2 * bool(weight_decay)), 3)

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "tinynet.ops": ["tinynet.op", "tinynet.tensor", "tinynet.inputs", "tinynet.devices", "tinynet.geometry"],
     "tinynet.functional": ["tinynet.ops"],
     "tinynet.storage": ["tinynet.tensor", "tinynet.devices"],
-    "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.devices", "tinynet.guard"],
+    "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.devices", "tinynet.dispatch", "tinynet.guard"],
     "tinynet.nn": ["tinynet.mode", "tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.devices", "tinynet.geometry", "tinynet.random"],
     "tinynet.deferred": ["tinynet.inputs", "tinynet.tensor", "tinynet.kernels.contract"],
     "tinynet.trace": ["tinynet.deferred", "tinynet.mode", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard", "tinynet.random", "tinynet.kernels.graph"],

@@ -109,7 +109,8 @@ def implementation(name: str, device: str):
 
 
 class Kernels:
-    """The `k` that an op sees: `k.conv2d(x, weight, bias, stride=...)` runs a kernel, `k.xp` is the array module."""
+    """The `k` that an op sees: `k.conv2d(x, weight, bias, stride=...)` runs a kernel and returns its outputs, which are new
+    arrays unless `out` gives them; `k.xp` is the array module."""
 
     def __init__(self, device: str):
         self.device, self.xp = device, array_module(device)
@@ -120,13 +121,14 @@ class Kernels:
         spec, device, empty = CONTRACTS[name].spec, self.device, self.xp.empty
         known = {}  # outputs of calls that came before, by all that they depend on
 
-        def launch(*arrays, **parameters):
-            call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
-            if (outputs := known.get(call)) is None:
-                if len(known) == 512:
-                    known.clear()
-                outputs = known[call] = spec(*arrays, **parameters).outputs
-            out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
+        def launch(*arrays, out=None, **parameters):
+            if out is None:
+                call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
+                if (outputs := known.get(call)) is None:
+                    if len(known) == 512:
+                        known.clear()
+                    outputs = known[call] = spec(*arrays, **parameters).outputs
+                out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
             implementation(name, device).function(*arrays, **parameters, out=out)
             return out
 

@@ -15,11 +15,9 @@ from numbers import Real
 
 from tinynet import guard
 from tinynet.devices import array_module
+from tinynet.dispatch import kernels
 from tinynet.mode import traced_by, tracing
 from tinynet.tensor import Tensor
-
-
-PIECE = 1 << 18  # numbers: a megabyte of float32 an array, so that all arrays of a step stay in the cache
 
 
 class Optimizer:
@@ -47,8 +45,7 @@ class Optimizer:
             parameter.grad = None
 
     def step(self) -> None:
-        """Updates every parameter that has a gradient, a piece at a time: its numbers stay in the cache from the first
-        pass over them to the last."""
+        """Updates every parameter that has a gradient."""
         trace = tracing()
         if trace is not None and trace.step(self):
             return
@@ -62,23 +59,20 @@ class Optimizer:
                 continue
             if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
                 raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {gradient.dtype} of shape {gradient.shape}")
-            xp, state = array_module(parameter.device), self.state_of(place)
+            k, state = kernels(parameter.device), self.state_of(place)
             state["t"] += 1
             with guard.writable(parameter) as w:
-                arrays = [w, gradient, *[state[name] for name in self.arrays]]
-                if w.size <= PIECE or not w.flags.c_contiguous:  # flattening would give a copy
-                    self.update(xp, state["t"], *arrays)
-                    continue
-                arrays = [a.reshape(-1) for a in arrays]
-                for i in range(0, w.size, PIECE):
-                    self.update(xp, state["t"], *(a[i : i + PIECE] for a in arrays))
+                whole = k.xp.asarray(w, order="C")
+                self.update(k, state["t"], whole, gradient, *[state[name] for name in self.arrays])
+                if whole is not w:
+                    w[...] = whole
 
     def state_of(self, place: int) -> dict:
         """What is kept for the parameter at this place; zeros before its first step."""
         state, parameter = self.state[place], self.parameters[place]
         if not state:
             xp = array_module(parameter.device)
-            state.update({name: xp.zeros_like(parameter.data) for name in self.arrays}, t=0)
+            state.update({name: xp.zeros(parameter.shape, parameter.dtype) for name in self.arrays}, t=0)
         return state
 
     @property
@@ -86,8 +80,8 @@ class Optimizer:
         """The names of what is kept for each parameter, beside t, the number of its steps; they start at 0."""
         return ()
 
-    def update(self, xp, t: int, w, g, *kept) -> None:
-        """One step of a piece of a parameter: w and what is kept are changed in place, g is not."""
+    def update(self, k, t: int, w, g, *kept) -> None:
+        """Step number t of one parameter: w and what is kept are changed in place, g is not. k: the kernels of its device."""
         raise TypeError(f"{type(self).__name__} has no update(); an Optimizer must define one")
 
 
@@ -102,14 +96,9 @@ class SGD(Optimizer):
     def arrays(self):
         return ("v",) if self.momentum else ()
 
-    def update(self, xp, t, w, g, v=None):
-        if self.weight_decay:
-            g = g + self.weight_decay * w
-        if self.momentum:
-            v *= self.momentum
-            v += g
-            g = g + self.momentum * v if self.nesterov else v
-        w -= self.lr * g
+    def update(self, k, t, w, g, v=None):
+        options = dict(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
+        k.sgd_step(w, g, v, lr=self.lr, **options, out=w if v is None else (w, v))
 
     def numbers(self, t):
         """What the fused kernel (kernels/cpu/layers_kernels.py, sgd) reads at step t."""
@@ -129,18 +118,9 @@ class Adam(Optimizer):
     def arrays(self):
         return "m", "s"
 
-    def update(self, xp, t, w, g, m, s):
-        b1, b2 = self.betas
-        if self.weight_decay and self.decoupled:
-            w *= 1 - self.lr * self.weight_decay
-        elif self.weight_decay:
-            g = g + self.weight_decay * w
-        m *= b1
-        m += (1 - b1) * g
-        s *= b2
-        s += (1 - b2) * g * g
-        first, second = 1 - b1**t, 1 - b2**t
-        w -= (self.lr / first) * m / (xp.sqrt(s / second) + self.eps)
+    def update(self, k, t, w, g, m, s):
+        options = dict(betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, decoupled=self.decoupled)
+        k.adam_step(w, g, m, s, t=t, lr=self.lr, **options, out=(w, m, s))
 
     def numbers(self, t):
         """What the fused kernel (kernels/cpu/layers_kernels.py, adam) reads at step t."""

@@ -18,7 +18,7 @@ from tinynet.kernels.cpu.images import MOST_CHUNKS, Images, phases, shared, span
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
 
-FIRST, SECOND, BIAS, OUT = ARRAYS  # where a call's arrays lie (program.Prepared)
+FIRST, SECOND, BIAS, OUT, *_ = ARRAYS  # where a call's arrays lie (program.Prepared)
 
 
 def takes(weight_shape: tuple[int, ...], groups: int) -> bool:

@@ -39,7 +39,7 @@ from tinynet.kernels.cpu.tiles import Weights
 
 
 # A call is prepared once for its shapes, and then only told where its arrays lie (program.Prepared): stand-ins for these.
-X, WEIGHT, BIAS, OUT = ARRAYS
+X, WEIGHT, BIAS, OUT, *_ = ARRAYS
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------

@@ -21,7 +21,7 @@ from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compile
 from tinynet.kernels.cpu.target import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
-A, B, C, _ = ARRAYS  # where a call's arrays lie (program.Prepared)
+A, B, C, *_ = ARRAYS  # where a call's arrays lie (program.Prepared)
 
 
 def _side_by_side(m: np.ndarray, axis: int) -> bool:

@@ -158,23 +158,23 @@ def memory_of(array):
 
 
 @inline
-def _aim(table, patch, a, b, c, d, scratch):
+def _aim(table, patch, a, b, c, d, e, scratch):
     for i in range(peek(patch, 0)):
         place, which, offset = peek(patch, 1 + 3 * i), peek(patch, 2 + 3 * i), peek(patch, 3 + 3 * i)
-        array = a if which == 0 else b if which == 1 else c if which == 2 else d
+        array = a if which == 0 else b if which == 1 else c if which == 2 else d if which == 3 else e
         poke(table, place, offset + (scratch if which == MOST_ARRAYS else peek(array, _MEMORY)))
 
 
-def aim(table, patch, a, b, c, d, scratch):
-    """Fills in where a call's arrays lie. a, b, c, d: ids; patch: how many numbers of the table are addresses, then for each its
+def aim(table, patch, a, b, c, d, e, scratch):
+    """Fills in where a call's arrays lie. a to e: ids; patch: how many numbers of the table are addresses, then for each its
     place, which array it means (the last: scratch), and the offset from there."""
-    _aim(table, patch, a, b, c, d, scratch)
+    _aim(table, patch, a, b, c, d, e, scratch)
     return 0
 
 
-def aim_alone(table, patch, a, b, c, d, scratch):
+def aim_alone(table, patch, a, b, c, d, e, scratch):
     """The same, and plays the table on this thread."""
-    _aim(table, patch, a, b, c, d, scratch)
+    _aim(table, patch, a, b, c, d, e, scratch)
     _reset(table)
     _play(table, 0)
     return 0

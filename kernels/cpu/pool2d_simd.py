@@ -25,7 +25,7 @@ from tinynet.kernels.cpu.tiles import fitting
 max_pool, avg_pool, max_pool_rows, maxima, scatter_plane, scatter_lanes, averages, averages_back = kernels_in(
     "pool_kernels", "max_pool avg_pool max_pool_rows maxima scatter_plane scatter_lanes averages averages_back"
 )
-FIRST, SECOND, THIRD, _ = ARRAYS  # where a call's arrays lie (program.Prepared)
+FIRST, SECOND, THIRD, *_ = ARRAYS  # where a call's arrays lie (program.Prepared)
 COUNTED = 1 << 24  # how far float32 counts: places in a window
 AT_ONCE = 4  # windows whose maxima are sought side by side: each comparison waits for the one before
 LARGEST = 4  # rows or columns of a window that is a constant, and steps between such windows

@@ -57,7 +57,7 @@ def compiled(factory, *constants) -> int:
 @cache
 def _players() -> SimpleNamespace:
     """The functions of players.py by name."""
-    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4, aim=7, aim_alone=7, memory_of=1).items()})
+    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4, aim=8, aim_alone=8, memory_of=1).items()})
 
 
 def _player(name: str, count: int):
@@ -134,11 +134,11 @@ class Prepared:
         self.patch_address = address_of(self.patch)
         self.free: list[tuple[np.ndarray, int]] = []  # tables that no call is using
 
-    def __call__(self, a: np.ndarray, b: np.ndarray | None = None, c: np.ndarray | None = None, d: np.ndarray | None = None) -> None:
+    def __call__(self, a: np.ndarray, b: np.ndarray | None = None, c: np.ndarray | None = None, d: np.ndarray | None = None, e: np.ndarray | None = None) -> None:
         """The arrays in the order of their stand-ins, the first first. They must be contiguous, or as they were prepared for."""
         players, memory = _players(), scratch_address(self.bytes) if self.bytes else 0
         table, address = self.free.pop() if self.free else self._copy()
-        ids = id(a), 0 if b is None else id(b), 0 if c is None else id(c), 0 if d is None else id(d)
+        ids = id(a), 0 if b is None else id(b), 0 if c is None else id(c), 0 if d is None else id(d), 0 if e is None else id(e)
         if self.slots == 1:
             players.aim_alone(address, self.patch_address, *ids, memory)
         else:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROW = 48  # numbers in a row of a table: the kernel's address, then what it reads
-MOST_ARRAYS = 4  # of an eager call; its scratch memory comes after them
+MOST_ARRAYS = 5  # of an eager call; its scratch memory comes after them
 
 # A table in memory: the number of phases, then HEAD numbers for each, then the rows of all.
 HEAD = 8  # of a phase: the address of its first row, rows, images, chunks, shares; how many parts are taken, and done

@@ -7,6 +7,7 @@ import numpy as np
 from tinynet import oracle
 from tinynet.dispatch import find
 from tinynet.kernels.contract import CONTRACTS
+from tinynet.oracle.calls import completed
 
 POISON = {"f": np.nan, "i": np.iinfo(np.int32).min}
 
@@ -17,6 +18,7 @@ def run(name: str, path: str, *arrays, **parameters):
     Every output is poisoned with NaN beforehand and must be written all over; the inputs are
     read-only and must be as they were.
     """
+    arrays, parameters = completed(name, arrays, parameters)
     arrays = [a if a is None else np.array(a) for a in arrays]
     before = [a if a is None else a.copy() for a in arrays]
     for a in arrays:

@@ -338,7 +338,7 @@ def test_a_step_whose_loss_is_no_loss_of_tinynet_s():
 
 def test_an_optimiser_of_one_s_own_steps_between_programs():
     class Halved(optim.Optimizer):
-        def update(self, xp, t, w, g):
+        def update(self, k, t, w, g):
             w -= 0.5 * g
 
     weights = []

@@ -15,28 +15,25 @@ from tinynet.ops.nll_loss import check_classes, check_rows, each, reduced
 @op(integer_inputs=("target",))
 def cross_entropy(k, logits, target, *, reduction="mean"):
     check_rows("cross_entropy", logits)
-    rows, classes = logits.shape
-    log_p = log_probabilities(k.xp, logits, -1)
     if target.dtype.kind in "iu":
-        check_classes("cross_entropy", target, rows, classes)
-        losses = -log_p[k.xp.arange(rows), target]
+        check_classes("cross_entropy", target, *logits.shape)
+        losses, dlogits = k.softmax_cross_entropy(logits, target)
+        saved = {"dlogits": dlogits, "log_p": None}
     elif target.shape != logits.shape or target.dtype != logits.dtype:
-        raise ValueError(f"cross_entropy: target must be ({rows},) class indices or {logits.dtype} probabilities {logits.shape}; got {target.dtype} of shape {target.shape}")
+        raise ValueError(f"cross_entropy: target must be ({len(logits)},) class indices or {logits.dtype} probabilities {logits.shape}; got {target.dtype} of shape {target.shape}")
     else:
+        log_p = log_probabilities(k.xp, logits, -1)
         losses = -(target * log_p).sum(axis=1)
-    return reduced("cross_entropy", losses, reduction), {"log_p": log_p}
+        saved = {"dlogits": None, "log_p": log_p}
+    return reduced("cross_entropy", losses, reduction), saved
 
 
 @cross_entropy.gradient("logits")
-def _(k, dy, *, target, log_p, reduction):
-    rows = len(log_p)
-    dx = k.xp.exp(log_p)
-    if target.ndim == 1:
-        dx[k.xp.arange(rows), target] -= 1
-    else:
-        dx = dx * target.sum(axis=1, keepdims=True) - target
-    dx *= each(dy, rows, reduction)
-    return dx
+def _(k, dy, *, target, dlogits, log_p, reduction):
+    dl = each(dy, len(target), reduction)
+    if dlogits is not None:
+        return dlogits * dl
+    return (k.xp.exp(log_p) * target.sum(axis=1, keepdims=True) - target) * dl
 
 
 @cross_entropy.gradient("target")

@@ -106,6 +106,7 @@ def with_out(kernel, name: str) -> Callable:
     result: the outputs are made by the contract, and poisoned (NaN, or a place that does not exist).
     kernel: the function, or its Implementation (dispatch.find), whose declared norm `check` then uses."""
     from tinynet.kernels.contract import CONTRACTS
+    from tinynet.oracle.calls import completed
 
     if name not in CONTRACTS:
         raise ValueError(f"oracle.with_out: {name!r} is no kernel of the contract; those are {', '.join(CONTRACTS)}")
@@ -113,6 +114,7 @@ def with_out(kernel, name: str) -> Callable:
     function = getattr(kernel, "function", kernel)
 
     def without_out(*arrays, **parameters):
+        arrays, parameters = completed(name, arrays, parameters)
         outputs = CONTRACTS[name].spec(*arrays, **parameters).outputs
         made = tuple(np.full(shape, np.iinfo(dtype).min if dtype.kind == "i" else np.nan, dtype) for shape, dtype in outputs)
         out = made if len(made) > 1 else made[0]

@@ -12,7 +12,7 @@ _names = (
     "linear", "linear_grad", "matmul_grad", "bias_add", "bias_add_grad", "relu", "relu_grad", "softmax", "softmax_grad", "log_softmax",
     "log_softmax_grad", "cross_entropy", "cross_entropy_grad", "nll_loss", "nll_loss_grad", "max_pool2d", "max_pool2d_grad", "avg_pool2d_grad",
     "conv2d_grad", "sum", "mean", "max", "max_grad", "mean_grad", "flatten", "permute", "permute_grad", "add_grad", "multiply_grad", "divide_grad",
-    "exp_grad", "log_grad", "sqrt_grad", "power_grad", "sgd_step", "adam_step", "adamw_step",
+    "exp_grad", "log_grad", "sqrt_grad", "power_grad", "softmax_cross_entropy", "sgd_step", "adam_step", "adamw_step",
 )  # fmt: skip
 h = {name: honest_function(name) for name in _names}
 
@@ -148,6 +148,17 @@ def _diagonal_only(dy, x, axis=-1):
     return (dy * y * (1 - y)).astype(x.dtype)
 
 
+def _loss_without_max(logits, target):
+    """As if the largest logit were not taken off first: exp overflows, or all of a row is 0."""
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        e = np.exp(logits)
+        total = e.sum(axis=1, keepdims=True)
+        p = e / total
+        loss = np.log(total[:, 0]) - logits[np.arange(len(logits)), target]
+    p[np.arange(len(logits)), target] -= 1
+    return loss.astype(logits.dtype), p.astype(logits.dtype)
+
+
 def _over_classes(log_probabilities, target, *, reduction):
     found = h["nll_loss"](log_probabilities, target, reduction=reduction)
     return (found / np.float32(log_probabilities.shape[1])).astype(found.dtype) if reduction == "mean" else found
@@ -164,6 +175,12 @@ CROSS_ENTROPY = {
     "sums in float16": half_sums(h["cross_entropy"]),
 }
 CROSS_ENTROPY_GRAD = {"/N is missing": _other_reduction(h["cross_entropy_grad"], 1), "the last row's target is left out": _without_target}
+SOFTMAX_CROSS_ENTROPY = {
+    "exponentials of the logits themselves": _loss_without_max,
+    "the loss of the class before": lambda logits, target: (h["softmax_cross_entropy"](logits, (target - 1) % logits.shape[1])[0], h["softmax_cross_entropy"](logits, target)[1]),
+    "dlogits is the softmax alone": lambda logits, target: (h["softmax_cross_entropy"](logits, target)[0], h["softmax"](logits)),
+    "dlogits is that of the mean": _part(h["softmax_cross_entropy"], 1, _share),
+}
 NLL_LOSS = {"a mean over the classes too": _over_classes, "the sign is wrong": lambda p, t, *, reduction: -h["nll_loss"](p, t, reduction=reduction)}
 NLL_LOSS_GRAD = {"/N is missing": _other_reduction(h["nll_loss_grad"], 1)}
 
@@ -242,7 +259,7 @@ _LISTS = dict(
     log_softmax=LOG_SOFTMAX, log_softmax_grad=LOG_SOFTMAX_GRAD, cross_entropy=CROSS_ENTROPY, cross_entropy_grad=CROSS_ENTROPY_GRAD, nll_loss=NLL_LOSS,
     nll_loss_grad=NLL_LOSS_GRAD, flatten=FLATTEN, permute=PERMUTE, permute_grad=PERMUTE_GRAD, sum=SUM, mean=MEAN, mean_grad=MEAN_GRAD, add_grad=ADD_GRAD,
     multiply_grad=MULTIPLY_GRAD, divide_grad=DIVIDE_GRAD, exp_grad=EXP_GRAD, log_grad=LOG_GRAD, sqrt_grad=SQRT_GRAD, power_grad=POWER_GRAD,
-    sgd_step=SGD_STEP, adam_step=ADAM_STEP, adamw_step=ADAMW_STEP,
+    softmax_cross_entropy=SOFTMAX_CROSS_ENTROPY, sgd_step=SGD_STEP, adam_step=ADAM_STEP, adamw_step=ADAMW_STEP,
 )  # fmt: skip
 FAULTS = dict(_LISTS)
 assert set(FAULTS) <= set(reference.NAMES)

@@ -16,7 +16,7 @@ from tinynet.oracle.truth_kernels import (
 )  # fmt: skip
 from tinynet.oracle.truth_losses import (
     adam_step, adamw_step, cross_entropy, cross_entropy_grad, log_softmax, log_softmax_grad,
-    nll_loss, nll_loss_grad, sgd_step, softmax, softmax_grad,
+    nll_loss, nll_loss_grad, sgd_step, softmax, softmax_cross_entropy, softmax_grad,
 )  # fmt: skip
 from tinynet.oracle.truth_ops import (
     add, add_grad, bias_add, bias_add_grad, divide, divide_grad, exp, exp_grad, flatten, flatten_grad, linear,

@@ -193,12 +193,25 @@ def _gradient(op: str, kind: str, make: Callable):
     return with_dy
 
 
+# --- the kernel of softmax and cross-entropy ---
+
+
+def _rows_and_classes(logits):
+    def make(rng, dtype):
+        (x,), _ = logits(rng, dtype)
+        return (x, rng.integers(0, x.shape[1], x.shape[0])), {}
+
+    return make
+
+
+LOSS_KERNEL = [(label, "reals", _rows_and_classes(_logits(*LOGITS[label]))) for label in ("small", "scale 10", "scale 60", "many classes", "far from 0", "beyond exp", "one class", "equal", "empty batch")]
+LOSS_KERNEL.append(("large batch", "reals", _rows_and_classes(_logits(2.0, (1500, 3)))))
+
 # --- optimisers ---
 
 
-def _state(steps: int, adam: bool, **parameters):
+def _state(steps: int, adam: bool, shape=(5, 7), **parameters):
     def make(rng, dtype):
-        shape = (5, 7)
         w, g, v = (inputs.reals(rng, shape, dtype=dtype) for _ in range(3))
         if not adam:
             return (w, g, v) if parameters.get("momentum") else (w, g, None), parameters
@@ -226,7 +239,8 @@ def _steps(name: str):
             for step in (1, 2, 10) if name != "sgd_step" else (0,):
                 make = _state(step, name != "sgd_step", **parameters)
                 found.append(Case(name, f"{label}, step {step}" if step else label, "reals", lambda rng, make=make: make(rng, dtype), dtype))
-        return found
+        many = _state(3, name != "sgd_step", (203, 331), **parameters)
+        return [*found, Case(name, f"{label}, many numbers", "reals", lambda rng: many(rng, dtype), dtype)]
 
     return table
 
@@ -248,4 +262,4 @@ TABLES = {name: _table(entries) for name, entries in OPS.items()}
 for _name, _entries in {**OPS, **GRADIENT_ONLY}.items():
     _usable = [(label, kind, _gradient(_name, kind, make)) for label, kind, make in _entries if kind not in ("special", "subnormal")]
     TABLES[f"{_name}_grad"] = _table(_usable, _name in ZEROS)
-TABLES |= {name: _steps(name) for name in STEPS}
+TABLES |= {"softmax_cross_entropy": _table(LOSS_KERNEL)} | {name: _steps(name) for name in STEPS}

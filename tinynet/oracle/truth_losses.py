@@ -178,6 +178,20 @@ def cross_entropy_grad(dy, logits, target, *, reduction="mean", wrt=None, dtype=
     return chosen("cross_entropy_grad", found, wrt)
 
 
+def softmax_cross_entropy(logits, target, *, dtype=None) -> tuple[Bounded, Bounded]:
+    """(loss, dlogits): each row's loss, and its gradient softmax - 1 at the row's class, as the contract's kernel returns them."""
+    where = "oracle.reference.softmax_cross_entropy"
+    (x,), fmt = floats(where, dtype, logits=logits)
+    classes, soft = _target(where, target, x)
+    if soft is not None:
+        raise ValueError(f"{where}: target must be ({len(x)},) classes; got probabilities")
+    hot = np.zeros(x.shape)
+    hot[np.arange(len(x)), classes] = 1
+    forms = [lambda m, x, t, f=f: f(m, x, -1) - t for f in _probabilities()]
+    gradient = evaluate(forms[0], fmt, x, hot, forms=forms[1:], underflows=_classes(x, 1))
+    return cross_entropy(x, classes, reduction="none", dtype=fmt.name).named("loss"), gradient.named("dlogits")
+
+
 def nll_loss(log_probabilities, target, *, reduction="mean", dtype=None) -> Bounded:
     """l_n = -log_probabilities[n, target[n]]; the mean, the sum, or each (then exact)."""
     (x,), fmt = floats("oracle.reference.nll_loss", dtype, log_probabilities=log_probabilities)
