@@ -15,7 +15,7 @@ import numpy as np
 from tinynet import oracle
 from tinynet.bench.roofline import Roofline
 from tinynet.bench.timing import in_turns
-from tinynet.bench.zoo import NETWORKS, AvgPool, Conv, Dense, MaxPool, Step
+from tinynet.bench.zoo import NETWORKS, AvgPool, Conv, Dense, MaxPool, ReLU, Step
 from tinynet.dispatch import find, variants
 from tinynet.geometry import PoolWindow, Window
 from tinynet.kernels.contract import CONTRACTS, Implementation
@@ -71,7 +71,10 @@ def layers(network: str, images: int, rng) -> Iterator[Work]:
 
     for step in NETWORKS[network].steps():
         layer = step.layer
-        if isinstance(layer, Conv):
+        if isinstance(layer, ReLU):
+            x, dy = reals(images, *step.before), reals(images, *step.after)
+            yield Work("relu_dx", f"relu {' x '.join(map(str, step.before))}", (dy, x), {})
+        elif isinstance(layer, Conv):
             (channels, rows, columns), out = step.before, layer.out_channels
             x, weight, bias = reals(images, *step.before), reals(*step.parameters[f"{step.name}.weight"]), reals(out)
             window = dict(Window(x.shape, weight.shape, layer.stride, layer.padding, 1, layer.groups, "NCHW"))

@@ -238,6 +238,15 @@ def matmul(a, b) -> Spec:
     return Spec((((*batch, i, b.shape[-1]), a.dtype),), 2 * prod(batch) * i * t * b.shape[-1], t)
 
 
+# --- rectification -------------------------------------------------------------------------------
+
+
+@_contract(judged="selection")
+def relu_dx(dy, x) -> Spec:
+    """dx = dy where x > 0, else 0, as where x is NaN. y = relu(x) does for x, since it is > 0 in the same places."""
+    return Spec(((dy.shape, dy.dtype),), dy.size, 0)
+
+
 # --- loss ----------------------------------------------------------------------------------------
 
 

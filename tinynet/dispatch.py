@@ -102,7 +102,9 @@ def implementation(name: str, device: str):
     """The implementation that answers for kernel `name` on `device` now."""
     chosen = _chosen.get()[-1].get(name) or from_environment().get(name)
     if chosen is None:
-        return next(iter(_registered(device).get((name, device), {}).values()), None) or find(name, device)
+        for default in _registered(device).get((name, device), ()):
+            return IMPLEMENTATIONS[name, device][default]
+        return find(name, device)
     if chosen.device != device and DEVICES[chosen.device].memory != DEVICES[device].memory:
         raise ValueError(f"{name}: {chosen.path} was chosen, which can't read the tensors' memory on {device}; move them with .to({chosen.device!r})")
     return chosen

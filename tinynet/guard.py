@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -48,11 +47,16 @@ def owner_of(array):
     return array
 
 
-def hold(arrays: Iterable) -> list[Hold]:
-    """Makes the arrays and their owners read-only for one more graph, which gives the holds back to `release`."""
+def hold(values: dict, kind: type) -> list[tuple[str, Hold, int]]:
+    """Makes the arrays (of this kind) among the values, and their owners, read-only for one more graph.
+
+    Returns the name, the hold and its edits before, of each; `release` wants them back.
+    """
     found = []
     with _mutex:
-        for array in arrays:
+        for name, array in values.items():
+            if not isinstance(array, kind):
+                continue
             owner = array if array.base is None else owner_of(array)
             held = _holds.get(id(owner))
             if held is None:
@@ -61,15 +65,15 @@ def hold(arrays: Iterable) -> list[Hold]:
             if array is not owner and held.closed and array.flags.writeable:
                 array.setflags(False)
                 held.closed.append(array)
-            found.append(held)
+            found.append((name, held, held.edits))
     if _let_go:
         _settle()
     return found
 
 
-def release(holds: list[Hold]) -> None:
+def release(holds: list[tuple[str, Hold, int]]) -> None:
     """One graph lets go; with the last one the arrays can be written again."""
-    _let_go.extend(holds)
+    _let_go.extend([held for _, held, _ in holds])
     _settle()
 
 

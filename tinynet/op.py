@@ -4,7 +4,7 @@
     def relu(k, x): return k.xp.maximum(x, 0)
 
     @relu.gradient("x")
-    def _(k, dy, *, out): return dy * (out > 0)
+    def _(k, dy, *, out): return k.relu_dx(dy, out)
 
 The forward takes the kernel namespace `k`, then its inputs as arrays, then parameters by
 keyword. There is one gradient function an input: it takes `k`, the gradient `dy` of the

@@ -37,12 +37,7 @@ class Node:
                 else:
                     value = out if wanted == "out" else _known(wanted, op, saved, parameters)
                 self.saved[wanted] = value
-        self._hold(k.xp.ndarray)
-
-    def _hold(self, kind) -> None:
-        """Guards the arrays among what is saved until the graph is released, and remembers how often each was edited before."""
-        arrays = {name: value for name, value in self.saved.items() if isinstance(value, kind)}
-        self.holds = [(name, held, held.edits) for name, held in zip(arrays, guard.hold(arrays.values()))]
+        self.holds = guard.hold(self.saved, k.xp.ndarray)
 
     def pull_back(self, dy, retain: bool) -> list[tuple]:
         """(edge, gradient) for each input that needs one, from the gradient of the result."""
@@ -73,12 +68,12 @@ class Node:
         """Lets go of everything that was saved, and of the graph behind."""
         holds, self.saved, self.holds, self.edges = self.holds, None, (), ()
         if holds:
-            guard.release([held for _, held, _ in holds])
+            guard.release(holds)
 
     def __del__(self):
         # A graph that nobody ran backward through: its arrays must become writable again.
         if holds := getattr(self, "holds", ()):
-            guard.release([held for _, held, _ in holds])
+            guard.release(holds)
 
 
 class Pulled(Node):
@@ -90,7 +85,7 @@ class Pulled(Node):
         self.op, self.pull, self.free = op, pull, free
         self.edges = [t.node or t for t in tensors]
         self.saved = {f"value {i}": a for i, a in enumerate(arrays)}
-        self._hold(np.ndarray)
+        self.holds = guard.hold(self.saved, np.ndarray)
 
     def pull_back(self, dy, retain: bool) -> list[tuple]:
         self.check_saved()

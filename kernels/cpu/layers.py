@@ -36,6 +36,7 @@ SCATTER = fields("dy argmax dx outputs inputs lanes")
 
 COMBINE = fields("rows columns lanes a a_slot a_image a_y a_x b b_slot b_image b_y b_x y y_slot y_image y_y y_x relu mask mask_slot mask_image mask_y mask_x")
 FEATURES = fields("count images dy dy_row y")
+ELEMENTS = fields("count dy x dx")
 
 # --- rows: probabilities and losses ----------------------------------------------------------------------------------------
 
@@ -48,10 +49,10 @@ UPDATE = fields("count w g first second hyper fault")
 # --- the kernels, in layers_kernels.py ---------------------------------------------------------------------
 
 (
-    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, softmax, softmax_back,
+    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, softmax, softmax_back,
     log_softmax, log_softmax_back, log, log_back, nll_loss, cross_entropy, total, row_sums, sgd, momentum, adam,
 ) = kernels_in(
     "layers_kernels",
-    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine softmax softmax_back "
+    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back softmax softmax_back "
     "log_softmax log_softmax_back log log_back nll_loss cross_entropy total row_sums sgd momentum adam",
 )  # fmt: skip

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.layers import BRING, COMBINE, FEATURES, FILL, PACK, PLANES, POOL, ROWS, SPREAD, TURN, UPDATE
+from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, FILL, PACK, PLANES, POOL, ROWS, SPREAD, TURN, UPDATE
 from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
 from tinynet.kernels.cpu.tiles_kernels import copy, inside, place, transpose
@@ -339,6 +339,18 @@ def combine(T):
                     if masks != 0 and not get(mask, by + o) > 0:
                         value = T(0)
                     put(y, to + o, value)
+
+    return kernel
+
+
+def relu_back(T):
+    """dx = dy where x > 0, else 0."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        count, dy, x, dx = get(row, ELEMENTS.count), pointer(get(row, ELEMENTS.dy), T), pointer(get(row, ELEMENTS.x), T), pointer(get(row, ELEMENTS.dx), T)
+        for i in range(count * share // shares, count * (share + 1) // shares):
+            value = get(dy, i)
+            put(dx, i, value if get(x, i) > 0 else T(0))
 
     return kernel
 

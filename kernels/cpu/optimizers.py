@@ -19,7 +19,8 @@ PIECE = 1 << 14  # numbers that a thread takes at a time
 @implements("sgd_step", device="cpu", variant="simd", default=True)
 def sgd_step(w, g, v, *, lr, momentum, nesterov, weight_decay, out):
     weights, velocity = out if momentum else (out, None)
-    _begin((weights, w), (velocity, v))
+    _begin(weights, w)
+    _begin(velocity, v)
     hyper = np.array([lr, weight_decay, momentum, nesterov, 0.0])
     if momentum:
         _step(layers.momentum, w.size, w.dtype.type, 1, 4, threads.count())(weights, np.ascontiguousarray(g), velocity, hyper)
@@ -30,18 +31,19 @@ def sgd_step(w, g, v, *, lr, momentum, nesterov, weight_decay, out):
 @implements("adam_step", device="cpu", variant="simd", default=True)
 def adam_step(w, g, m, s, *, t, lr, betas, eps, weight_decay, decoupled, out):
     weights, first, second = out
-    _begin((weights, w), (first, m), (second, s))
+    _begin(weights, w)
+    _begin(first, m)
+    _begin(second, s)
     b1, b2 = betas
     decay, keeps = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     hyper = np.array([lr / (1 - b1**t), 1 - b2**t, b1, b2, eps, decay, keeps, 1 - b1, 1 - b2, 0.0])
     _step(layers.adam, w.size, w.dtype.type, 2, 9, threads.count())(weights, np.ascontiguousarray(g), first, second, hyper)
 
 
-def _begin(*pairs) -> None:
+def _begin(after, before) -> None:
     """What will be updated starts as what was: usually it is that."""
-    for after, before in pairs:
-        if after is not before:
-            after[...] = before
+    if after is not before:
+        after[...] = before
 
 
 @lru_cache(KEPT)

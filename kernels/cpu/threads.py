@@ -78,17 +78,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+_ask_numba = None  # numba's own function, when numba has been imported
+
+
 def count() -> int:
     """How many threads programs run on: numba's setting (NUMBA_NUM_THREADS, numba.set_num_threads)."""
-    parallel = sys.modules.get("numba.np.ufunc.parallel")
-    if parallel is None:
-        return min(_count_at_start(), _MOST)
-    # numba.get_num_threads() first makes sure, at every call, that numba's own threads have started: what it asks then is quicker
-    return min(getattr(parallel, "_get_num_threads", parallel.get_num_threads)(), _MOST)
+    global _ask_numba
+    if _ask_numba is None:
+        parallel = sys.modules.get("numba.np.ufunc.parallel")
+        if parallel is None:
+            return _count_at_start()
+        parallel.get_num_threads()  # makes sure, at every call, that numba's own threads have started: what it asks then is quicker
+        _ask_numba = getattr(parallel, "_get_num_threads", parallel.get_num_threads)
+    found = _ask_numba()
+    return found if found < _MOST else _MOST
 
 
 @cache
 def _count_at_start() -> int:
     """What numba would say if it were imported now."""
     there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(numba_setting("NUM_THREADS") or there)
+    return min(int(numba_setting("NUM_THREADS") or there), _MOST)

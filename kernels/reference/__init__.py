@@ -3,6 +3,6 @@
 It is the executable definition. In float64 it is the truth that all other kernels are held against.
 """
 
-from tinynet.kernels.reference import conv2d, loss, matmul, optimizers, pool2d
+from tinynet.kernels.reference import conv2d, loss, matmul, optimizers, pool2d, relu
 
-__all__ = ["conv2d", "loss", "matmul", "optimizers", "pool2d"]
+__all__ = ["conv2d", "loss", "matmul", "optimizers", "pool2d", "relu"]

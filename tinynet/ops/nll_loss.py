@@ -27,7 +27,7 @@ def reduced(name: str, losses, reduction: str):
         return losses.sum()
     if reduction == "mean":
         # 0/0 on purpose, without numpy's warning about the mean of nothing
-        return losses.mean() if losses.size else losses.sum() * float("nan")
+        return losses.sum() / losses.size if losses.size else losses.sum() * float("nan")
     raise ValueError(f'{name}: reduction must be "mean", "sum" or "none"; got {reduction!r}')
 
 

@@ -9,7 +9,7 @@ from tinynet.oracle.asserting import honest_function
 from tinynet.oracle.faults import half_sums, overwriting, scaled, short_inputs, skipped
 
 _names = (
-    "linear", "linear_grad", "matmul_grad", "bias_add", "bias_add_grad", "relu", "relu_grad", "softmax", "softmax_grad", "log_softmax",
+    "linear", "linear_grad", "matmul_grad", "bias_add", "bias_add_grad", "relu", "relu_dx", "relu_grad", "softmax", "softmax_grad", "log_softmax",
     "log_softmax_grad", "cross_entropy", "cross_entropy_grad", "nll_loss", "nll_loss_grad", "max_pool2d", "max_pool2d_grad", "avg_pool2d_grad",
     "conv2d_grad", "sum", "mean", "max", "max_grad", "mean_grad", "flatten", "permute", "permute_grad", "add_grad", "multiply_grad", "divide_grad",
     "exp_grad", "log_grad", "sqrt_grad", "power_grad", "softmax_cross_entropy", "sgd_step", "adam_step", "adamw_step",
@@ -91,6 +91,10 @@ def _shared_among(dy, x, axis=None, *, keepdims=False):
 
 RELU = {"NaN is swallowed": lambda x: np.where(x > 0, x, 0).astype(x.dtype), "it leaks": lambda x: np.where(x > 0, x, x * np.float32(1e-3)).astype(x.dtype), "it works in place": overwriting(h["relu"])}
 RELU_GRAD = {"ReLU'(0) = 1": lambda dy, x: np.where(x >= 0, dy, 0).astype(dy.dtype), "ReLU'(0) = 1/2": lambda dy, x: (dy * ((np.sign(x) + 1) / 2)).astype(dy.dtype)}
+RELU_DX = {
+    "the mask is the gradient's sign": lambda dy, x: np.where(dy > 0, dy, 0).astype(dy.dtype),
+    "a product with the mask": lambda dy, x: (dy * (x >= 0)).astype(dy.dtype),
+}
 MAX_POOL2D_GRAD = {"every maximum gets the gradient": _max_to_all, "of equal maxima the last gets it": _max_to_last}
 AVG_POOL2D_GRAD = {"1.001 times the truth": scaled(h["avg_pool2d_grad"], 1.001)}
 MAX = {"NaN or not, the first element": lambda x, axis=None, keepdims=False: h["max"](np.abs(x), axis, keepdims=keepdims)}
@@ -254,7 +258,7 @@ ADAM_STEP = {
 ADAMW_STEP = {"weight decay goes through the gradient (Adam)": lambda w, g, m, s, **o: h["adam_step"](w, g, m, s, **{"weight_decay": 0.01, **o})}
 
 _LISTS = dict(
-    linear=LINEAR, linear_grad=LINEAR_GRAD, matmul_grad=MATMUL_GRAD, conv2d_grad=CONV2D_GRAD, bias_add_grad=BIAS_ADD_GRAD, relu=RELU, relu_grad=RELU_GRAD,
+    linear=LINEAR, linear_grad=LINEAR_GRAD, matmul_grad=MATMUL_GRAD, conv2d_grad=CONV2D_GRAD, bias_add_grad=BIAS_ADD_GRAD, relu=RELU, relu_dx=RELU_DX, relu_grad=RELU_GRAD,
     max_pool2d_grad=MAX_POOL2D_GRAD, avg_pool2d_grad=AVG_POOL2D_GRAD, max=MAX, max_grad=MAX_GRAD, softmax=SOFTMAX, softmax_grad=SOFTMAX_GRAD,
     log_softmax=LOG_SOFTMAX, log_softmax_grad=LOG_SOFTMAX_GRAD, cross_entropy=CROSS_ENTROPY, cross_entropy_grad=CROSS_ENTROPY_GRAD, nll_loss=NLL_LOSS,
     nll_loss_grad=NLL_LOSS_GRAD, flatten=FLATTEN, permute=PERMUTE, permute_grad=PERMUTE_GRAD, sum=SUM, mean=MEAN, mean_grad=MEAN_GRAD, add_grad=ADD_GRAD,

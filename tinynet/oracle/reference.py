@@ -21,7 +21,7 @@ from tinynet.oracle.truth_losses import (
 from tinynet.oracle.truth_ops import (
     add, add_grad, bias_add, bias_add_grad, divide, divide_grad, exp, exp_grad, flatten, flatten_grad, linear,
     linear_grad, log, log_grad, matmul_grad, max, max_grad, mean, mean_grad, multiply, multiply_grad, negative,
-    negative_grad, permute, permute_grad, power, power_grad, relu, relu_grad, reshape, reshape_grad, sqrt,
+    negative_grad, permute, permute_grad, power, power_grad, relu, relu_dx, relu_grad, reshape, reshape_grad, sqrt,
     sqrt_grad, subtract, subtract_grad, sum, sum_grad,
 )  # fmt: skip
 

@@ -262,4 +262,5 @@ TABLES = {name: _table(entries) for name, entries in OPS.items()}
 for _name, _entries in {**OPS, **GRADIENT_ONLY}.items():
     _usable = [(label, kind, _gradient(_name, kind, make)) for label, kind, make in _entries if kind not in ("special", "subnormal")]
     TABLES[f"{_name}_grad"] = _table(_usable, _name in ZEROS)
+TABLES["relu_dx"] = TABLES["relu_grad"]
 TABLES |= {"softmax_cross_entropy": _table(LOSS_KERNEL)} | {name: _steps(name) for name in STEPS}

@@ -36,6 +36,11 @@ def relu(x, *, dtype=None) -> Bounded:
     return _copy(np.maximum(x.astype(np.float64), 0), fmt)
 
 
+def relu_dx(dy, x, *, dtype=None) -> Bounded:
+    """The contract's kernel: relu_grad, also from y in place of x."""
+    return relu_grad(dy, x, dtype=dtype)
+
+
 def relu_grad(dy, x, *, dtype=None) -> Bounded:
     """dy where x > 0, else 0 (so 0 at x = 0), exact."""
     (dy, x), fmt = floats("oracle.reference.relu_grad", dtype, dy=dy, x=x)
