@@ -109,10 +109,9 @@ class Layers(Planner):
         """Whether a dense layer runs over all images at once."""
         return self.few or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
 
-    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, whole: tuple | None = None) -> None:
+    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, fits: bool = False) -> None:
         """c = a @ b. numbers: those that are known only when memory is laid out are functions."""
-        tile, blocks = tiles.best_blocks(rows, columns, terms, self.T)
-        tile = whole or tile
+        tile, blocks = tiles.best_blocks(rows, columns, terms, self.T, fits)
 
         def build():
             found = {name: value() if callable(value) else value for name, value in numbers.items()}
@@ -180,7 +179,7 @@ class Layers(Planner):
             if self.graph.updates.get(unit.weight) == "sgd" and tile and tile[0] * tile[1] >= 8:
                 self.stepped[unit.weight] = (x, dy, n, k, t)
                 numbers.update(c=At(Outside(unit.weight)), hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
-                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", tile)
+                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", fits=True)
             else:
                 gradient = self.weight_gradient(unit.weight)
                 numbers.update(c=At(gradient))

@@ -184,8 +184,10 @@ FEW_ROWS, FEW_TERMS = 64, 256
 
 
 @lru_cache(4096)
-def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, int, int], dict]:
-    """(tile, blocks) of `gemm`: columns and terms of a block, and which loop is inside it.
+def best_blocks(rows: int, columns: int, terms: int, dtype, fits: bool = False) -> tuple[tuple[int, int, int], dict]:
+    """(tile, blocks) of `gemm`: columns and terms of a block, and which loop is inside it. Blocks are whole tiles wide.
+
+    fits: no number of c may be computed twice, so tiles must divide c; there must be one that does (best_gemm).
 
     Few rows and many terms (a dense layer's gradient of its input): a block of b stays in the first cache while all rows use it,
     and c is added to (so tiles must not overlap). Else a block of columns of b stays in the second cache, and each row of
@@ -203,6 +205,7 @@ def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, 
         lanes = whole[1] * whole[2]
         width, depth = (2048, 8) if rows <= 4 else (512, 16)
         return whole, dict(column_block=max(lanes, width // lanes * lanes), term_block=depth, rows_first=0)
+    tile = whole if fits else tile
     lanes = tile[1] * tile[2]
     wide = max(4 * lanes, (256 << 10) // (terms * item) // lanes * lanes)
     return tile, dict(column_block=min(wide, -(-columns // lanes) * lanes), term_block=terms, rows_first=1)

@@ -12,6 +12,7 @@ from kernels_by_hand import assert_same, reals, run, whole_numbers
 from tinynet import functional as F
 from tinynet import oracle, tensor
 from tinynet.dispatch import kernels, use, variants
+from tinynet.kernels.cpu import tiles
 
 DTYPES = (np.float32, np.float64)
 SIZES = st.integers(0, 12)
@@ -89,3 +90,15 @@ def test_nan_reaches_its_row_and_column_alone():
         bad = np.isnan(kernels("cpu").matmul(a, form))
         assert bad[2].all()
         assert bad.sum() == 7
+
+
+def test_blocks_are_whole_tiles_wide():
+    """Else a tile reaches into the next block: that is work done twice, and a step of SGD taken twice."""
+    rng = np.random.default_rng(0)
+    for rows, columns, terms in rng.integers(1, 5000, (300, 3)).tolist():
+        for fits in (False, True):
+            if fits and tiles.best_gemm(rows, columns, terms, np.float32, True) is None:
+                continue
+            (high, vectors, lanes), blocks = tiles.best_blocks(rows, columns, terms, np.float32, fits)
+            assert blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
+            assert not fits or rows % high == columns % (vectors * lanes) == 0, (rows, columns, terms)
