@@ -109,13 +109,27 @@ class Layers(Planner):
         """Whether a dense layer runs over all images at once."""
         return self.few or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
 
-    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, fits: bool = False) -> None:
+    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str) -> None:
         """c = a @ b. numbers: those that are known only when memory is laid out are functions."""
-        tile, blocks = tiles.best_blocks(rows, columns, terms, self.T, fits)
+        if tiles.is_packed(rows, columns, terms, self.T) or "hyper" in numbers:
+            self._gemm_packed(rows, columns, terms, numbers, into, touches, once, what)
+            return
+        tile, blocks = tiles.best_blocks(rows, columns, terms, self.T)
 
         def build():
             found = {name: value() if callable(value) else value for name, value in numbers.items()}
             return [(self.kernel(tiles.gemm, *tile), tiles.GEMM, dict(found, rows=rows, columns=columns, terms=terms, **blocks))]
+
+        self.step(what, build, touches, 2 * rows * columns * terms, once=once, into=into, with_before=into is self.finish)
+
+    def _gemm_packed(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str) -> None:
+        tile, blocks, size = tiles.best_packed(rows, columns, terms, self.T, self.slots, numbers["a_term"] != 1)
+        work = self.memory(Memory(size, "panels", self.slots))
+
+        def build():
+            found = {name: value() if callable(value) else value for name, value in numbers.items()}
+            found.update(rows=rows, columns=columns, terms=terms, panel=At(work, alone=True), panel_slot=work.step, **blocks)
+            return [(self.kernel(tiles.gemm_packed, *tile), tiles.GEMM, found)]
 
         self.step(what, build, touches, 2 * rows * columns * terms, once=once, into=into, with_before=into is self.finish)
 
@@ -130,7 +144,7 @@ class Layers(Planner):
         if once:
             self._keep(x, y)
         bias = dict(bias=At(Outside(unit.bias), alone=True)) if unit.bias is not None else {}
-        if rows <= 8 or k < 4:
+        if not tiles.turned_is_packed(rows, k, t):
             high, wide = tiles.best_dots(rows, k)
 
             def build():
@@ -143,17 +157,8 @@ class Layers(Planner):
 
             self.step(unit.name, build, [x, y], 2 * rows * k * t, once=once)
             return
-        high, vectors, w = tiles.best_gemm(rows, k, t, self.T)
-        panel = self.memory(Memory(t * vectors * w, "panels", self.slots))
-
-        def build():
-            numbers = dict(
-                rows=rows, columns=k, terms=t, a=At(x), a_row=self.step_of(x), b=At(Outside(unit.weight)), b_column=t, c=At(y), c_row=self.step_of(y),
-                panel=At(panel, alone=True), panel_slot=panel.step, relu=unit.relu, **bias,
-            )  # fmt: skip
-            return [(self.kernel(tiles.gemm_turned, high, vectors, w), tiles.GEMM, numbers)]
-
-        self.step(unit.name, build, [x, y], 2 * rows * k * t, once=once)
+        numbers = dict(a=At(x), a_row=lambda: self.step_of(x), a_term=1, b=At(Outside(unit.weight)), b_term=1, b_column=t, c=At(y), c_row=lambda: self.step_of(y), relu=unit.relu, **bias)
+        self._gemm_packed(rows, k, t, numbers, None, [x, y], once, unit.name)
 
     def _keep(self, *memories) -> None:
         for m in memories:
@@ -175,11 +180,10 @@ class Layers(Planner):
             self.step("gradient of the bias", build, [dy], n * k, once=True, into=self.finish, with_before=True)
         if self.needs.get(unit.weight):
             numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c_row=t)
-            tile = tiles.best_gemm(k, t, n, self.T, True)
-            if self.graph.updates.get(unit.weight) == "sgd" and tile and tile[0] * tile[1] >= 8:
+            if self.graph.updates.get(unit.weight) == "sgd":
                 self.stepped[unit.weight] = (x, dy, n, k, t)
                 numbers.update(c=At(Outside(unit.weight)), hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
-                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", fits=True)
+                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD")
             else:
                 gradient = self.weight_gradient(unit.weight)
                 numbers.update(c=At(gradient))

@@ -178,16 +178,14 @@ def best_gemm(rows: int, lanes: int, terms: int, dtype, whole: bool = False) -> 
 
 GEMM = fields(
     "rows columns terms a a_slot a_image a_row a_term b b_slot b_image b_term b_column c c_slot c_image c_row "
-    "panel panel_slot column_block term_block rows_first bias relu mask mask_slot mask_image mask_row hyper fault"
+    "panel panel_slot packed partial column_block row_block term_block rows_first bias relu mask mask_slot mask_image mask_row hyper fault"
 )  # fmt: skip
 FEW_ROWS, FEW_TERMS = 64, 256
 
 
 @lru_cache(4096)
-def best_blocks(rows: int, columns: int, terms: int, dtype, fits: bool = False) -> tuple[tuple[int, int, int], dict]:
+def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, int, int], dict]:
     """(tile, blocks) of `gemm`: columns and terms of a block, and which loop is inside it. Blocks are whole tiles wide.
-
-    fits: no number of c may be computed twice, so tiles must divide c; there must be one that does (best_gemm).
 
     Few rows and many terms (a dense layer's gradient of its input): a block of b stays in the first cache while all rows use it,
     and c is added to (so tiles must not overlap). Else a block of columns of b stays in the second cache, and each row of
@@ -205,10 +203,56 @@ def best_blocks(rows: int, columns: int, terms: int, dtype, fits: bool = False) 
         lanes = whole[1] * whole[2]
         width, depth = (2048, 8) if rows <= 4 else (512, 16)
         return whole, dict(column_block=max(lanes, width // lanes * lanes), term_block=depth, rows_first=0)
-    tile = whole if fits else tile
     lanes = tile[1] * tile[2]
     wide = max(4 * lanes, (256 << 10) // (terms * item) // lanes * lanes)
     return tile, dict(column_block=min(wide, -(-columns // lanes) * lanes), term_block=terms, rows_first=1)
+
+
+FEW = 8  # rows of a product: too few to pack anything for
+PANELS = 128 << 10  # bytes in the second cache of panels, and of sums that wait
+PANEL = 24 << 10  # bytes of one panel in the first
+
+
+@lru_cache(4096)
+def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: bool) -> tuple[tuple[int, int, int], dict, int]:
+    """(tile, blocks, scratch) of `gemm_packed`, scratch in numbers. packs: a's terms don't lie side by side."""
+    full, item = max(TARGET.lanes(dtype), LEAST_LANES), np.dtype(dtype).itemsize
+    choices = []
+    for w in widths(dtype):
+        for v in (1, 2, 3, 4):
+            for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14):
+                # one register more than sums and factors: without it they are moved about (6 x 2 is a fifth faster than 4 x 3 with 16)
+                if v * w <= columns and r <= rows and (r * v + v + 2 <= TARGET.registers or r * v == 1) and r * v <= 28:
+                    step = max(r * v * max(w / full, 0.5), (r + v) * 0.5, 10) + 0.25 * (r * 0.5 + v)  # 10 sums at least hide a multiply-add's latency
+                    choices.append((ceil(rows / r) * ceil(columns / (v * w)) * step, -r * v, r, v, w))
+    high, vectors, w = tile = min(choices)[2:]
+    lanes, parts = vectors * w, 4 * slots
+
+    def up(number: int, step: int) -> int:
+        return -(-number // step) * step
+
+    deep = 128 if rows <= FEW_ROWS else max(64, PANEL // (lanes * item))  # shallow panels are wide: few rows wait for memory, which is quickest in long runs
+    term_block = min(terms, up(ceil(terms / ceil(terms / deep)), 8))  # blocks of equal depth
+    wide = min(max(PANELS // (term_block * item), 2 * lanes), max(ceil(columns / parts), 2 * lanes), columns)
+    column_block = up(wide, lanes) if wide == columns else max(wide // lanes, 1) * lanes
+    tall = max(ceil(rows / max(1, parts // ceil(columns / column_block))), 8 * high)
+    if term_block < terms:
+        tall = min(tall, max(PANELS // (column_block * item), 8 * high))
+    row_block = up(min(tall, rows), high)
+    panels = column_block * term_block
+    partial = panels + (term_block * high if packs else 0)
+    blocks = dict(column_block=column_block, row_block=row_block, term_block=term_block, packed=panels, partial=partial)
+    return tile, blocks, partial + (row_block * column_block if term_block < terms else high * lanes)
+
+
+def is_packed(rows: int, columns: int, terms: int, dtype) -> bool:
+    """Whether a @ b is `gemm_packed`'s rather than `gemm`'s: many rows share b, which is larger than what stays at hand anyway."""
+    return rows > FEW and columns * terms * np.dtype(dtype).itemsize > PANELS
+
+
+def turned_is_packed(rows: int, columns: int, terms: int) -> bool:
+    """Whether x @ W^T is `gemm_packed`'s rather than `dots`': many rows share what is turned, or there are few terms to fill the lanes with."""
+    return rows > FEW and columns >= LEAST_LANES and (terms <= 32 or rows > 48 and columns >= 32)
 
 
 @lru_cache(4096)
@@ -228,8 +272,8 @@ DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row 
 
 # --- the kernels, in tiles_kernels.py ----------------------------------------------------------------------
 (
-    enter, leave, leave_few, turn_few, turn, lay, gather, conv, conv_pool, conv_dw, gemm, gemm_turned, dots,
+    enter, leave, leave_few, turn_few, turn, lay, gather, conv, conv_pool, conv_dw, gemm, gemm_packed, dots,
 ) = kernels_in(
     "tiles_kernels",
-    "enter leave leave_few turn_few turn lay gather conv conv_pool conv_dw gemm gemm_turned dots",
+    "enter leave leave_few turn_few turn lay gather conv conv_pool conv_dw gemm gemm_packed dots",
 )  # fmt: skip

@@ -43,7 +43,7 @@ def test_every_kernel_of_the_articles_networks_is_shown(name, run, math):
     names, kernels = ([getattr(step, what) for step in table.profile.steps] for what in ("name", "kernel"))
     assert any("conv2d + bias" in each for each in names) and "weights" in " ".join(names)
     assert any("Winograd" in each for each in names) is (math == "winograd")
-    assert any(each.startswith("dots(") or each.startswith("gemm_turned(") for each in kernels)
+    assert any(each.startswith("dots(") or each.startswith("gemm_packed(") for each in kernels)
     if run != "forward":
         assert "cross_entropy" in names and any("gradient of the weights" in each for each in names) and any(each.startswith(f"{run.removesuffix('w')}(") for each in kernels)
     console = Console(width=250, file=io.StringIO())

@@ -322,12 +322,12 @@ def test_gradients_of_a_step_are_there_when_asked_for():
         np.testing.assert_allclose(q.grad, p.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("count, features", [(5, 32), (300, 32), (32, 4096)], ids=["one block", "blocks of terms", "blocks of columns"])
-def test_gradients_of_a_step_that_was_taken_at_once_are_computed_when_asked_for(count, features):
+@pytest.mark.parametrize("count, features, hidden", [(5, 32, 64), (600, 32, 64), (32, 4096, 64), (7, 45, 29)], ids=["one block", "blocks of terms", "blocks of columns", "tiles moved back"])
+def test_gradients_of_a_step_that_was_taken_at_once_are_computed_when_asked_for(count, features, hidden):
     """A dense layer's gradient is as large as the layer: SGD uses it tile by tile, and keeps none."""
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((count, features)).astype(np.float32), rng.integers(0, 8, count)
-    models = [Sequential(Linear(features, 64), ReLU(), Linear(64, 8)) for _ in range(2)]
+    models = [Sequential(Linear(features, hidden), ReLU(), Linear(hidden, 8)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     steps = [training(m, optim.SGD(m.parameters(), lr=0.1, weight_decay=0.1)) for m in models]
     steps[1] = tinynet.compile(steps[1])

@@ -92,13 +92,27 @@ def test_nan_reaches_its_row_and_column_alone():
         assert bad.sum() == 7
 
 
-def test_blocks_are_whole_tiles_wide():
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_blocks_are_whole_tiles(dtype):
     """Else a tile reaches into the next block: that is work done twice, and a step of SGD taken twice."""
     rng = np.random.default_rng(0)
-    for rows, columns, terms in rng.integers(1, 5000, (300, 3)).tolist():
-        for fits in (False, True):
-            if fits and tiles.best_gemm(rows, columns, terms, np.float32, True) is None:
-                continue
-            (high, vectors, lanes), blocks = tiles.best_blocks(rows, columns, terms, np.float32, fits)
-            assert blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
-            assert not fits or rows % high == columns % (vectors * lanes) == 0, (rows, columns, terms)
+    for rows, columns, terms in [*rng.integers(4, 5000, (200, 3)).tolist(), *rng.integers(4, 60, (200, 3)).tolist()]:
+        (_, vectors, lanes), blocks = tiles.best_blocks(rows, columns, terms, dtype)
+        assert blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
+        (high, vectors, lanes), blocks, scratch = tiles.best_packed(rows, columns, terms, dtype, 2, True)
+        assert high <= rows and vectors * lanes <= columns
+        assert blocks["row_block"] % high == blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
+        panels = blocks["column_block"] * blocks["term_block"]
+        assert panels <= blocks["packed"] <= blocks["partial"] - high * blocks["term_block"] and blocks["partial"] < scratch < 1 << 20
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_packed_blocks_of_rows_columns_and_terms(dtype, rng):
+    """Several blocks along each axis, the last ones small; both ways in which each factor may lie."""
+    rows, terms, columns = 1501, 1111, 333
+    blocks = tiles.best_packed(rows, columns, terms, dtype, 2, True)[1]
+    assert blocks["row_block"] < rows and blocks["column_block"] < columns and blocks["term_block"] < terms
+    a, b = whole_numbers(rng, (rows, terms), dtype), whole_numbers(rng, (terms, columns), dtype)
+    for left in (a, np.asfortranarray(a)):
+        for right in (b, np.asfortranarray(b)):
+            assert_same(run("matmul", "cpu", left, right), a @ b)
