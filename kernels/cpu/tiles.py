@@ -223,7 +223,7 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
             for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14):
                 # one register more than sums and factors: without it they are moved about (6 x 2 is a fifth faster than 4 x 3 with 16)
                 if v * w <= columns and r <= rows and (r * v + v + 2 <= TARGET.registers or r * v == 1) and r * v <= 28:
-                    step = max(r * v * max(w / full, 0.5), (r + v) * 0.5, 10) + 0.25 * (r * 0.5 + v)  # 10 sums at least hide a multiply-add's latency
+                    step = max(r * v * max(w / full, 0.5), (r + v) * 0.5, 11) + 0.25 * (r * 0.5 + v)  # 11 sums hide a multiply-add's latency
                     choices.append((ceil(rows / r) * ceil(columns / (v * w)) * step, -r * v, r, v, w))
     high, vectors, w = tile = min(choices)[2:]
     lanes, parts = vectors * w, 4 * slots
