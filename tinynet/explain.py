@@ -16,7 +16,10 @@ from tinynet.kernels.contract import CONTRACTS
 
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
-SAMPLES = {"matmul": (((128, 128), (128, 128)), {})}
+# An array is a shape, for zero-mean numbers, or what makes it from random ones.
+SAMPLES = {
+    "matmul": (((128, 128), (128, 128)), {}),
+}
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ def sample(name: str) -> tuple[tuple, dict]:
         raise ValueError(f"there is no kernel {name!r}; the kernels are {', '.join(CONTRACTS)}")
     if name not in SAMPLES:
         raise ValueError(f"{name} has no CUDA kernel yet; those that have are {', '.join(SAMPLES)}")
-    shapes, parameters = SAMPLES[name]
+    arrays, parameters = SAMPLES[name]
     rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes), parameters
+    return tuple(wanted(rng) if callable(wanted) else rng.standard_normal(wanted).astype(np.float32) for wanted in arrays), parameters
 
 
 def count(name: str) -> list[Counted]:

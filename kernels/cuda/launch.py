@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent
+REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}  # what C calls the numbers that kernels compute with
 _INCLUDE = re.compile(r'^#include "([\w./]+)"$', re.M)
 
 
@@ -89,6 +90,13 @@ def _in_three(name: str, what: str, extents) -> tuple[int, int, int]:
     if not 1 <= len(extents) <= 3 or any(int(n) != n or n < 1 for n in extents):
         raise ValueError(f"{name}: a {what} is one to three whole numbers of at least 1; got {tuple(extents)}")
     return tuple(int(n) for n in (*extents, 1, 1)[:3])
+
+
+def real_of(name: str, dtype) -> str:
+    """What C calls the numbers of this dtype. Raises TypeError for those that no kernel `name` computes with."""
+    if dtype not in REALS:
+        raise TypeError(f"{name}: {dtype} has no CUDA kernel; use float32 or float64")
+    return REALS[dtype]
 
 
 def address(array) -> int:

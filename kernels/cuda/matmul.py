@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import address, kernel
+from tinynet.kernels.cuda.launch import REALS, address, kernel, real_of
 
 FILE = Path(__file__).with_suffix(".cu")
-REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 ENOUGH_BLOCKS = 128  # as many multiprocessors as a large GPU has: with fewer blocks of 128 x 128 some would stand idle
 
 
@@ -54,18 +53,17 @@ def occupancy_rows() -> list[tuple[str, str, dict, int]]:
 
 
 def _matmul(variant: str, a, b, out) -> None:
-    if out.dtype not in REALS:
-        raise TypeError(f"matmul: {out.dtype} has no CUDA kernel; use float32 or float64")
+    real = real_of("matmul", out.dtype)
     if out.size == 0 or a.shape[-1] == 0:
         out[...] = 0  # no terms: every sum is empty
         return
     a, b, c = _operand(a), _operand(b), out.reshape(-1, *out.shape[-2:])
     if variant == "naive":
-        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=REALS[out.dtype])
+        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=real)
     elif variant == "tiles":
-        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=REALS[out.dtype])
+        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=real)
     elif variant == "registers" or out.dtype == np.float64:  # the simple variants do float64
-        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=REALS[out.dtype])
+        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=real)
     else:
         tile = tile_of(c.shape)
         _launch(variant, a, b, c, (tile // 8, tile // 8), tile, tile, TILE=tile, **form_of(a, b, c))

@@ -15,7 +15,8 @@ from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.oracle import check
 
-READY = [pytest.param(name, marks=() if why is None else pytest.mark.skip(reason=f"not run on {name}: {why}")) for name, why in tinynet.devices().items() if name.startswith("cuda")]
+from ready import READY
+
 VARIANTS = ["vectors", "naive", "tiles", "registers", "async"]  # the default first
 FAST = ["vectors", "async"]
 
