@@ -19,6 +19,7 @@ DEVICE = "cuda-emulator"
 # An array is a shape, for zero-mean numbers, or what makes it from random ones.
 SAMPLES = {
     "matmul": (((128, 128), (128, 128)), {}),
+    "softmax_cross_entropy": (((500, 10), lambda rng: rng.integers(0, 10, 500)), {}),
 }
 
 
