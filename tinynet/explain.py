@@ -17,9 +17,12 @@ from tinynet.kernels.contract import CONTRACTS
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
 # An array is a shape, for zero-mean numbers, or what makes it from random ones.
+_WEIGHTS = (200, 160)
 SAMPLES = {
     "matmul": (((128, 128), (128, 128)), {}),
     "softmax_cross_entropy": (((500, 10), lambda rng: rng.integers(0, 10, 500)), {}),
+    "sgd_step": ((_WEIGHTS, _WEIGHTS, _WEIGHTS), dict(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)),
+    "adam_step": ((_WEIGHTS, _WEIGHTS, _WEIGHTS, lambda rng: rng.random(_WEIGHTS, np.float32)), dict(t=2, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False)),
 }
 
 

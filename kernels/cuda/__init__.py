@@ -3,8 +3,8 @@
 Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
 """
 
-from tinynet.kernels.cuda import loss, matmul
+from tinynet.kernels.cuda import loss, matmul, optimizers
 
-FAMILIES = (matmul, loss)  # each a launcher and its .cu file
+FAMILIES = (matmul, loss, optimizers)  # each a launcher and its .cu file
 
-__all__ = ["FAMILIES", "loss", "matmul"]
+__all__ = ["FAMILIES", "loss", "matmul", "optimizers"]

@@ -135,6 +135,13 @@ def test_softmax_cross_entropy_reads_rows_side_by_side_and_once_if_registers_hol
     assert read == logits.nbytes * (1 if classes <= 2048 else (2048 + 3 * 1024) / 3072)
 
 
+@pytest.mark.parametrize("name, arrays", [("sgd_step", 5), ("adam_step", 7)])
+def test_steps_of_optimisers_move_each_array_once_and_vectors_ask_a_quarter_as_often(name, arrays):
+    simple, vectors = explain.count(name)
+    assert simple.bytes_moved == vectors.bytes_moved == simple.least_bytes == arrays * 4 * 200 * 160
+    assert simple.requests == 4 * vectors.requests == arrays * 200 * 160 // 32
+
+
 # --- tinynet explain ---------------------------------------------------------------------------------------------------
 
 
