@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent
-REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}  # what C calls the numbers that kernels compute with
 _INCLUDE = re.compile(r'^#include "([\w./]+)"$', re.M)
 
 
@@ -92,12 +91,22 @@ def _in_three(name: str, what: str, extents) -> tuple[int, int, int]:
     return tuple(int(n) for n in (*extents, 1, 1)[:3])
 
 
-def real_of(name: str, dtype) -> str:
-    """What C calls the numbers of this dtype. Raises TypeError for those that no kernel `name` computes with."""
+def address(array) -> int:
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+def real(name: str, dtype) -> str:
+    """What the numbers of kernel `name` are in C. Raises TypeError for a dtype that it doesn't compute in."""
     if dtype not in REALS:
         raise TypeError(f"{name}: {dtype} has no CUDA kernel; use float32 or float64")
     return REALS[dtype]
 
 
-def address(array) -> int:
-    return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+def strided(array) -> tuple:
+    """The array and its strides in elements. Copied is only one that has none: numbers that don't lie at multiples of their size."""
+    if address(array) % array.itemsize or any(s % array.itemsize for s in array.strides):
+        array = array.copy()
+    return array, [s // array.itemsize for s in array.strides]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import REALS, address, kernel, real_of
+from tinynet.kernels.cuda.launch import REALS, kernel, real, strided
 
 FILE = Path(__file__).with_suffix(".cu")
 THREADS = 256  # of a block, as in loss.cu
@@ -20,14 +20,14 @@ A_WARPS_CLASSES = 256  # as many as a warp keeps in registers: from there on eac
 
 def units():
     """All that can be compiled of loss.cu: macros, and the threads in a block of each kernel."""
-    for real in REALS.values():
-        yield {"REAL": real}, {f"softmax_cross_entropy_{who}": THREADS for who in ("simple", "warp", "block")}
+    for number in REALS.values():
+        yield {"REAL": number}, {f"softmax_cross_entropy_{who}": THREADS for who in ("simple", "warp", "block")}
 
 
 def occupancy_rows() -> list[tuple[str, str, dict, int]]:
     """What docs/cuda.md shows of them: title, kernel, macros, threads in a block."""
     shown = [("float", "simple"), ("float", "warp"), ("float", "block"), ("double", "warp"), ("double", "block")]
-    return [(f"softmax_cross_entropy {who}, {real}", f"softmax_cross_entropy_{who}", {"REAL": real}, THREADS) for real, who in shown]
+    return [(f"softmax_cross_entropy {who}, {number}", f"softmax_cross_entropy_{who}", {"REAL": number}, THREADS) for number, who in shown]
 
 
 def lanes_for(classes: int) -> int:
@@ -37,19 +37,14 @@ def lanes_for(classes: int) -> int:
 
 def _launch(who: str, logits, target, out, rows_of_a_block: int, *more) -> None:
     loss, dlogits = out
-    real = real_of("softmax_cross_entropy", dlogits.dtype)
+    number = real("softmax_cross_entropy", dlogits.dtype)
     rows, classes = dlogits.shape
     if not rows:
         return
-    x, target = _by_strides(logits), _by_strides(target.astype(np.int64, copy=False))
-    run = kernel(dlogits, FILE, f"softmax_cross_entropy_{who}", REAL=real)
-    strides = [s // a.itemsize for a in (x, target) for s in a.strides]
-    run((-(-rows // rows_of_a_block),), (THREADS,), (x, *strides[:2], target, strides[2], loss, dlogits, rows, classes, *more))
-
-
-def _by_strides(a):
-    """The array, every element of which is a whole number of elements from the first."""
-    return a.copy() if address(a) % a.itemsize or any(s % a.itemsize for s in a.strides) else a
+    logits, logits_strides = strided(logits)
+    target, target_strides = strided(target.astype(np.int64, copy=False))
+    run = kernel(dlogits, FILE, f"softmax_cross_entropy_{who}", REAL=number)
+    run((-(-rows // rows_of_a_block),), (THREADS,), (logits, *logits_strides, target, *target_strides, loss, dlogits, rows, classes, *more))
 
 
 @implements_on_both("softmax_cross_entropy", variant="simple")

@@ -1,6 +1,7 @@
 """The steps of optimisers on a GPU: who launches what of optimizers.cu, which tells the story of its variants.
 
-An input that is not contiguous is copied first. An optimiser's own arrays are, and its outputs are those same arrays.
+An input that is not contiguous is copied first: a gradient may be such a one. Weights and state of an optimiser are contiguous,
+and are its outputs too. `vectors` is for arrays that all start at multiples of 16 bytes; others go one number at a time.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import REALS, address, kernel, real_of
+from tinynet.kernels.cuda.launch import REALS, address, kernel, real
 
 FILE = Path(__file__).with_suffix(".cu")
 THREADS = 256  # of a block, as in optimizers.cu
@@ -18,26 +19,26 @@ NAMES = [f"{step}_{variant}" for step in ("sgd_step", "adam_step") for variant i
 
 def units():
     """All that can be compiled of optimizers.cu: macros, and the threads in a block of each kernel."""
-    for real in REALS.values():
-        yield {"REAL": real}, {name: THREADS for name in NAMES}
+    for number in REALS.values():
+        yield {"REAL": number}, {name: THREADS for name in NAMES}
 
 
 def occupancy_rows() -> list[tuple[str, str, dict, int]]:
     """What docs/cuda.md shows of them: title, kernel, macros, threads in a block."""
     shown = [(name, "float") for name in NAMES] + [(name, "double") for name in NAMES if name.endswith("vectors")]
-    return [(f"{name.replace('_step_', '_step ')}, {real}", name, {"REAL": real}, THREADS) for name, real in shown]
+    return [(f"{name.replace('_step_', '_step ')}, {number}", name, {"REAL": number}, THREADS) for name, number in shown]
 
 
 def _launch(step: str, variant: str, inputs, outputs, *numbers) -> None:
     """numbers: the optimiser's, in double precision, which are rounded once; ints stay what they are."""
     after = outputs[0]
-    real = real_of(step, after.dtype)
+    word = real(step, after.dtype)
     if not after.size:
         return
     arrays = [*map(_contiguous, inputs), *outputs]
     wide = variant == "vectors" and all(a is None or address(a) % 16 == 0 for a in arrays)
     blocks = -(-after.size // (THREADS * (16 // after.itemsize if wide else 1)))
-    run = kernel(after, FILE, f"{step}_{'vectors' if wide else 'simple'}", REAL=real)
+    run = kernel(after, FILE, f"{step}_{'vectors' if wide else 'simple'}", REAL=word)
     run((min(blocks, MOST_BLOCKS),), (THREADS,), (*arrays, after.size, *(n if isinstance(n, int) else after.dtype.type(n) for n in numbers)))
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ready import READY
 
 import tinynet
 from tinynet import functional as F
 from tinynet import optim, oracle
 from tinynet.compare.networks import Dense, canonical_state, get
 from tinynet.devices import to_host
-
-from ready import READY
 
 TIGHT = 5e-6  # of the largest number of an array: what 4096 terms of a sum, and two layers more, make of 6e-8
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ready import READY
 
 import tinynet
 from tinynet import functional as F
@@ -14,8 +15,6 @@ from tinynet.kernels.cuda import loss
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.oracle import check
-
-from ready import READY
 
 VARIANTS = ["fitting", "simple", "warp", "block"]  # the default first
 emulated = pytest.mark.skipif(build.reason() is not None, reason=f"no emulator here: {build.reason()}")

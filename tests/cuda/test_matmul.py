@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ready import READY
 
 import tinynet
 from tinynet import functional as F
@@ -14,8 +15,6 @@ from tinynet.kernels.cuda import matmul
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.oracle import check
-
-from ready import READY
 
 VARIANTS = ["vectors", "naive", "tiles", "registers", "async"]  # the default first
 FAST = ["vectors", "async"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ready import READY
 
 from tinynet import oracle
 from tinynet.devices import array_module, to_host
@@ -12,8 +13,6 @@ from tinynet.kernels.cuda import optimizers
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.oracle import check
-
-from ready import READY
 
 VARIANTS = ["vectors", "simple"]  # the default first
 PLAIN = dict(lr=0.5, momentum=0.0, nesterov=False, weight_decay=0.0)
