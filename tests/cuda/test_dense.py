@@ -6,6 +6,8 @@ the step made of weights, gradients and state must lie within the oracle's bound
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from ready import READY
@@ -14,7 +16,8 @@ import tinynet
 from tinynet import functional as F
 from tinynet import optim, oracle
 from tinynet.compare.networks import Dense, canonical_state, get
-from tinynet.devices import to_host
+from tinynet.devices import array_module, to_host
+from tinynet.op import OPS
 
 TIGHT = 5e-6  # of the largest number of an array: what 4096 terms of a sum, and two layers more, make of 6e-8
 
@@ -74,3 +77,26 @@ def test_the_dense_part_of_a_network_trains(network, make, steps, device, rng):
             for got, bounded in zip(after, stepped(optimizer, before[place], to_host(p.grad), states[place]), strict=True):
                 oracle.assert_matches(to_host(got), bounded, max_zero_share=1)
     assert losses == sorted(losses, reverse=True), "every step on the same images makes the loss smaller"
+
+
+@pytest.mark.parametrize("device", READY)
+def test_relus_gradient_is_dy_or_nothing_bit_by_bit(device):
+    def gradient(dy, x):
+        x = tinynet.Tensor(x, device=device, requires_grad=True)
+        F.relu(x).backward(dy)
+        return x.grad
+
+    report = oracle.check(gradient, "relu_grad", adapt="cupy" if device == "cuda" else None)
+    assert report, report.explain()
+    values = np.array([-np.inf, -1, -0.0, 0.0, 1e-45, 1, np.inf, np.nan], np.float32)
+    x, dy = map(array_module(device).asarray, np.meshgrid(values, values))
+    dx, dy, x = to_host(gradient(dy, x)), to_host(dy), to_host(x)
+    assert np.array_equal(dx.view(np.int32), np.where(x > 0, dy.view(np.int32), 0))
+
+
+def test_relus_gradient_in_the_form_for_gpus_is_the_same():
+    function, _ = OPS["relu"].gradients["x"]
+    values = np.array([-np.inf, -1, -0.0, 0.0, 1e-45, 1, np.inf, np.nan], np.float32)
+    out, dy = np.meshgrid(np.maximum(values, 0), values)
+    forms = [function(SimpleNamespace(xp=xp), dy, out=out) for xp in (np, SimpleNamespace(where=np.where))]
+    assert np.array_equal(*(dx.view(np.int32) for dx in forms)) and forms[1].dtype == np.float32
