@@ -15,7 +15,7 @@
 // `tinynet explain softmax_cross_entropy --device cuda-emulator` counts what each of them asks of memory.
 //
 // Logits and classes lie in memory as they please: strides, in elements, come with them. Who adds what to what depends on
-// the number of classes alone: equal inputs give equal bits. exp and log are the accurate ones, not the processor's own.
+// the number of classes alone: equal inputs give equal bits. exp and log are the accurate ones, not a GPU's fast ones.
 // A NaN makes its whole row NaN.
 //
 // Compiled with REAL: float or double.

@@ -11,7 +11,7 @@
 // __restrict__, but for g, which nobody writes.
 //
 // The optimiser's numbers (lr, 1 - b2, ...) come from the host, computed in double precision and then rounded once:
-// 1.f - b2 would lose half of its digits.
+// 1.f - b2 would lose ten of its 24 bits.
 //
 // Compiled with REAL: float or double.
 
