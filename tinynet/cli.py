@@ -199,8 +199,9 @@ def explain(
     from tinynet.kernels.contract import CONTRACTS
 
     arrays, parameters = counting.sample(kernel)
+    shapes = ", ".join(f"{' x '.join(map(str, a.shape))} {a.dtype}" for a in arrays)
     console = Console()
-    console.print(escape(f"{kernel}: {CONTRACTS[kernel].definition}\n\non {', '.join(' x '.join(map(str, a.shape)) for a in arrays)} float32{' ' * bool(parameters)}{parameters or ''}; simplest first"))
+    console.print(escape(f"{kernel}: {CONTRACTS[kernel].definition}\n\non {shapes}{' ' * bool(parameters)}{parameters or ''}; simplest first"))
     table = Table("", *(c.variant for c in found))
     for what, count in (
         ("blocks x threads", lambda c: f"{c.blocks} x {c.threads}"),

@@ -16,7 +16,15 @@ from tinynet.kernels.contract import CONTRACTS
 
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
-SAMPLES = {"matmul": (((128, 128), (128, 128)), {})}
+# An array is a shape, for zero-mean numbers, or what makes it from random ones.
+_WEIGHTS = (200, 160)
+SAMPLES = {
+    "matmul": (((128, 128), (128, 128)), {}),
+    "relu_dx": ((_WEIGHTS, _WEIGHTS), {}),
+    "softmax_cross_entropy": (((500, 10), lambda rng: rng.integers(0, 10, 500)), {}),
+    "sgd_step": ((_WEIGHTS, _WEIGHTS, _WEIGHTS), dict(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)),
+    "adam_step": ((_WEIGHTS, _WEIGHTS, _WEIGHTS, lambda rng: rng.random(_WEIGHTS, np.float32)), dict(t=2, lr=0.001, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False)),
+}
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,9 @@ def sample(name: str) -> tuple[tuple, dict]:
         raise ValueError(f"there is no kernel {name!r}; the kernels are {', '.join(CONTRACTS)}")
     if name not in SAMPLES:
         raise ValueError(f"{name} has no CUDA kernel yet; those that have are {', '.join(SAMPLES)}")
-    shapes, parameters = SAMPLES[name]
+    arrays, parameters = SAMPLES[name]
     rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes), parameters
+    return tuple(wanted(rng) if callable(wanted) else rng.standard_normal(wanted).astype(np.float32) for wanted in arrays), parameters
 
 
 def count(name: str) -> list[Counted]:

@@ -124,6 +124,24 @@ def test_even_sizes_that_nothing_divides_make_no_conflicts(rng):
     assert found.launches[0].total("shared", "transactions") == found.launches[0].total("shared", "least") > 0
 
 
+@pytest.mark.parametrize("classes", [8, 32, 64, 256, 512, 3072])
+def test_softmax_cross_entropy_reads_rows_side_by_side_and_once_if_registers_hold_them(classes, rng):
+    logits, target = rng.standard_normal((40, classes)).astype(np.float32), rng.integers(0, classes, 40)
+    with checked() as found:
+        find("softmax_cross_entropy", "cuda-emulator").function(logits, target, out=(np.empty(40, np.float32), np.empty_like(logits)))
+    (launch,) = found.launches
+    assert all(p.transactions == p.least for p in launch.places), launch.places
+    read = sum(32 * p.transactions for p in launch.places if p.memory == "global" and not p.writes and p.bytes == 4)
+    assert read == logits.nbytes * (1 if classes <= 2048 else (2048 + 3 * 1024) / 3072)
+
+
+@pytest.mark.parametrize("name, arrays", [("sgd_step", 5), ("adam_step", 7)])
+def test_steps_of_optimisers_move_each_array_once_and_vectors_ask_a_quarter_as_often(name, arrays):
+    simple, vectors = explain.count(name)
+    assert simple.bytes_moved == vectors.bytes_moved == simple.least_bytes == arrays * 4 * 200 * 160
+    assert simple.requests == 4 * vectors.requests == arrays * 200 * 160 // 32
+
+
 # --- tinynet explain ---------------------------------------------------------------------------------------------------
 
 
@@ -136,6 +154,13 @@ def test_explain_tells_the_story_in_numbers():
     assert min(c.requests for c in found) == vectors.requests, "four numbers a request"
     assert naive.barriers == 0 and tiles.barriers == 2 * vectors.barriers // 2 == 16
     assert all(c.flops == 2 * 128**3 and c.least_bytes == 3 * 4 * 128**2 and c.sectors == c.least_sectors and c.passes == c.least_passes for c in found)
+
+
+def test_explain_tells_the_story_of_softmax_cross_entropy():
+    simple, warp, block, fitting = explain.count("softmax_cross_entropy")
+    assert simple.bytes_moved > 5 * warp.bytes_moved, "neighbours a row apart, and every row three times"
+    assert block.requests > warp.requests == 2 * fitting.requests, "ten classes: a warp takes two rows"
+    assert fitting.bytes_moved < 1.5 * fitting.least_bytes and block.barriers == 2
 
 
 def test_explain_prints_it_and_says_what_it_is_not():

@@ -99,6 +99,11 @@ template <int n> __device__ int times(int x) {
 }
 __constant__ int TABLE[3] = {5, 6, 7};
 extern "C" __global__ void templates(int* out) { out[threadIdx.x] = times<4>(TABLE[threadIdx.x]) + max(1, 3) + min(2.5f, 1.5f); }
+extern "C" __global__ void extremes(const float* x, float* out) {
+  double y = x[1];
+  out[0] = max(x[0], x[1]), out[1] = max(x[1], x[0]), out[2] = min(x[0], x[1]), out[3] = min(x[1], x[0]);
+  out[4] = max(y, 2.0), out[5] = max(2.0, y), out[6] = min(y, 2.0), out[7] = min(2.0, y), out[8] = max(3, 5), out[9] = min(3u, 5u);
+}
 extern "C" __global__ void late(float* x) {
   if (threadIdx.x == 40) return;
   __syncthreads();
@@ -196,6 +201,12 @@ def test_templates_and_constants():
     out = np.empty(3, np.int32)
     words("templates")((1,), (3,), (out,))
     assert out.tolist() == [16 * n + 4 for n in (5, 6, 7)]
+
+
+def test_the_larger_of_a_number_and_a_nan_is_the_number():
+    out = np.empty(10, np.float32)
+    words("extremes")((1,), (1,), (np.array([1, np.nan], np.float32), out))
+    assert out.tolist() == [1, 1, 1, 1, 2, 2, 2, 2, 5, 3]
 
 
 def test_python_threads_may_launch_at_once(rng):

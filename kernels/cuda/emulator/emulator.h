@@ -4,7 +4,7 @@
 
 #include "device.h"
 
-// --- shared with Python: launching.py has the same structures -------------------------------------------------------
+// --- shared with Python: run.py and faults.py have the same structures ---------------------------------------------------
 
 enum FaultKind : int32_t {
   RACE, OUT_OF_BOUNDS, INDEX, NEVER_WRITTEN, BARRIER_MISSED, BARRIERS_DIFFER, INACTIVE_LANE, NO_STACK, MISALIGNED
