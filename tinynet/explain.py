@@ -11,12 +11,21 @@ from math import prod
 
 import numpy as np
 
-from tinynet.dispatch import find
+from tinynet.dispatch import find, kernels
 from tinynet.kernels.contract import CONTRACTS
 
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
-SAMPLES = {"matmul": (((128, 128), (128, 128)), {})}
+_IMAGES, _HALVES = (2, 4, 32, 32), (2, 4, 16, 16)
+_MAX = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), dilation=(1, 1), ceil_mode=False, layout="NCHW")
+_AVG = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), ceil_mode=False, count_include_pad=True, layout="NCHW")
+SAMPLES = {
+    "matmul": (((128, 128), (128, 128)), {}),
+    "max_pool2d": ((_IMAGES,), _MAX),
+    "max_pool2d_dx": ((_HALVES,), dict(x_shape=_IMAGES, layout="NCHW")),  # and the argmax of max_pool2d's sample
+    "avg_pool2d": ((_IMAGES,), _AVG),
+    "avg_pool2d_dx": ((_HALVES,), dict(_AVG, x_shape=_IMAGES)),
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,11 @@ def sample(name: str) -> tuple[tuple, dict]:
         raise ValueError(f"{name} has no CUDA kernel yet; those that have are {', '.join(SAMPLES)}")
     shapes, parameters = SAMPLES[name]
     rng = np.random.default_rng(0)
-    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes), parameters
+    arrays = tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    if name == "max_pool2d_dx":
+        (x,), window = sample("max_pool2d")
+        arrays += kernels("reference").max_pool2d(x, **window)[1:]
+    return arrays, parameters
 
 
 def count(name: str) -> list[Counted]:

@@ -93,3 +93,26 @@ def _in_three(name: str, what: str, extents) -> tuple[int, int, int]:
 
 def address(array) -> int:
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+
+
+def real(name: str, dtype) -> str:
+    """What the numbers of kernel `name` are in C. Raises TypeError for a dtype that it doesn't compute in."""
+    if dtype not in REALS:
+        raise TypeError(f"{name}: {dtype} has no CUDA kernel; use float32 or float64")
+    return REALS[dtype]
+
+
+def strided(array) -> tuple:
+    """The array and its strides in elements. Copied is only one that has none: numbers that don't lie at multiples of their size."""
+    if address(array) % array.itemsize or any(s % array.itemsize for s in array.strides):
+        array = array.copy()
+    return array, [s // array.itemsize for s in array.strides]
+
+
+def divisor(n: int) -> int:
+    """A number to divide by, as division.cuh reads it."""
+    shift = 31 + (n - 1).bit_length()
+    return shift << 32 | -(-(1 << shift) // n)

@@ -14,58 +14,53 @@ from pathlib import Path
 import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import address, kernel
+from tinynet.kernels.cuda.launch import REALS, address, kernel, real, strided
 
 FILE = Path(__file__).with_suffix(".cu")
-REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 ENOUGH_BLOCKS = 128  # as many multiprocessors as a large GPU has: with fewer blocks of 128 x 128 some would stand idle
 
 
 def _operand(m):
     """A batch of matrices, (batch, rows, columns), of which every element is a whole number of elements from the first."""
-    m = m.reshape(-1, *m.shape[-2:])
-    if address(m) % m.itemsize or any(s % m.itemsize for s in m.strides):
-        m = m.copy()
-    return m
+    return strided(m.reshape(-1, *m.shape[-2:]))[0]
 
 
 def _launch(variant: str, a, b, out, block: tuple[int, int], high: int, wide: int, **defines) -> None:
     """One launch with a block for each `high` x `wide` elements of a matrix."""
     batch, rows, columns = out.shape
-    strides = [[s // m.itemsize for s in m.strides] for m in (a, b)]
+    (_, a_strides), (_, b_strides) = strided(a), strided(b)
     blocks = batch * -(-rows // high) * -(-columns // wide)
     run = kernel(out, FILE, f"matmul_{variant}", **defines)
-    run((blocks,), block, (a, *strides[0], b, *strides[1], out, rows, columns, a.shape[2]))
+    run((blocks,), block, (a, *a_strides, b, *b_strides, out, rows, columns, a.shape[2]))
 
 
 def units():
     """All that can be compiled of matmul.cu: macros, and the threads in a block of each kernel."""
-    for real in REALS.values():
-        yield {"REAL": real}, {"matmul_naive": 256, "matmul_tiles": 256, "matmul_registers": 256}
+    for number in REALS.values():
+        yield {"REAL": number}, {"matmul_naive": 256, "matmul_tiles": 256, "matmul_registers": 256}
     for tile, wide, a, b in product((128, 64), (1, 0), (1, 0), (0, 1)):
         yield dict(TILE=tile, A_ALONG_TERMS=a, B_ALONG_TERMS=b, WIDE=wide), {"matmul_vectors": (tile // 8) ** 2, "matmul_async": (tile // 8) ** 2}
 
 
 def occupancy_rows() -> list[tuple[str, str, dict, int]]:
     """What docs/cuda.md shows of them: title, kernel, macros, threads in a block."""
-    simple = [(f"matmul {kernel}, {real}", f"matmul_{kernel}", {"REAL": real}, 256) for kernel, real in (("naive", "float"), ("tiles", "float"), ("registers", "float"), ("registers", "double"))]
+    simple = [(f"matmul {kernel}, {number}", f"matmul_{kernel}", {"REAL": number}, 256) for kernel, number in (("naive", "float"), ("tiles", "float"), ("registers", "float"), ("registers", "double"))]
     form = dict(A_ALONG_TERMS=1, B_ALONG_TERMS=0, WIDE=1)  # both by rows
     return simple + [(f"matmul {kernel}, {tile} x {tile}", f"matmul_{kernel}", dict(TILE=tile, **form), (tile // 8) ** 2) for kernel in ("vectors", "async") for tile in (128, 64)]
 
 
 def _matmul(variant: str, a, b, out) -> None:
-    if out.dtype not in REALS:
-        raise TypeError(f"matmul: {out.dtype} has no CUDA kernel; use float32 or float64")
+    number = real("matmul", out.dtype)
     if out.size == 0 or a.shape[-1] == 0:
         out[...] = 0  # no terms: every sum is empty
         return
     a, b, c = _operand(a), _operand(b), out.reshape(-1, *out.shape[-2:])
     if variant == "naive":
-        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=REALS[out.dtype])
+        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=number)
     elif variant == "tiles":
-        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=REALS[out.dtype])
+        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=number)
     elif variant == "registers" or out.dtype == np.float64:  # the simple variants do float64
-        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=REALS[out.dtype])
+        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=number)
     else:
         tile = tile_of(c.shape)
         _launch(variant, a, b, c, (tile // 8, tile // 8), tile, tile, TILE=tile, **form_of(a, b, c))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ready import READY
 
 import tinynet
 from tinynet import functional as F
@@ -15,7 +16,6 @@ from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.oracle import check
 
-READY = [pytest.param(name, marks=() if why is None else pytest.mark.skip(reason=f"not run on {name}: {why}")) for name, why in tinynet.devices().items() if name.startswith("cuda")]
 VARIANTS = ["vectors", "naive", "tiles", "registers", "async"]  # the default first
 FAST = ["vectors", "async"]
 
