@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from numbers import Real
 
 from tinynet import guard
-from tinynet.devices import array_module
+from tinynet.devices import array_module, here
 from tinynet.mode import traced_by, tracing
 from tinynet.tensor import Tensor
 
@@ -62,9 +62,9 @@ class Optimizer:
                 continue
             if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
                 raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {gradient.dtype} of shape {gradient.shape}")
-            xp, state = array_module(parameter.device), self.state_of(place)
-            state["t"] += 1
-            with guard.writable(parameter) as w:
+            with here(parameter.device) as xp, guard.writable(parameter) as w:
+                state = self.state_of(place)
+                state["t"] += 1
                 arrays = [w, gradient, *[state[name] for name in self.arrays]]
                 if w.size <= PIECE or not w.flags.c_contiguous:  # flattening would give a copy
                     self.update(xp, state["t"], *arrays)

@@ -6,4 +6,4 @@ import pytest
 
 import tinynet
 
-READY = [pytest.param(name, marks=() if why is None else pytest.mark.skip(reason=f"not run on {name}: {why}")) for name, why in tinynet.devices().items() if name.startswith("cuda")]
+READY = [pytest.param(name, marks=() if why is None else pytest.mark.skip(reason=f"not run on {name}: {why}")) for name, why in tinynet.devices().items() if name in ("cuda", "cuda-emulator")]

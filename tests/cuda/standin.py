@@ -1,0 +1,200 @@
+"""A stand-in for CuPy where there is no GPU: its arrays are numpy's, each on the GPU that was current when it was made, and
+its kernels run on the emulator. It is stricter than CuPy: whoever computes on arrays of a GPU that is not current fails.
+
+    with standin.installed(monkeypatch) as gpus:        devices 'cuda' and 'cuda:1' are there
+        gpus.waits                                      how often Python waited for a GPU: values that it asked for
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import contextmanager
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from tinynet import dispatch
+from tinynet.devices import here
+from tinynet.kernels.cuda import gpu
+from tinynet.kernels.cuda.emulator import run as emulator
+from tinynet.kernels.cuda.launch import Source
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+    def __init__(self, size: int, total: int):
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
+
+
+class Gpus(ModuleType):
+    """The module `cupy`: numpy's functions on Arrays, and CuPy's own names."""
+
+    def __init__(self, count: int):
+        super().__init__("cupy")
+        self.memory, self.used, self.waits = 2**30, 0, 0  # bytes of all GPUs together; nothing is ever given back
+        self.current = [0]  # the stack of `with Device(...)`
+        gpus = self
+
+        class Device:
+            def __init__(self, number: int):
+                assert 0 <= number < count, f"there is no GPU {number}"
+                self.id = number
+
+            def __enter__(self):
+                gpus.current.append(self.id)
+
+            def __exit__(self, *_):
+                assert gpus.current.pop() == self.id
+
+        class Array(NDArrayOperatorsMixin):
+            """A numpy array that lies on a GPU."""
+
+            def __init__(self, values: np.ndarray, number: int, base=None):
+                self.values, self.number, self.base = values, number, base
+
+            device = property(lambda self: Device(self.number))
+            data = property(lambda self: SimpleNamespace(ptr=self.values.ctypes.data))
+            __cuda_array_interface__ = property(lambda self: self.values.__array_interface__)
+            __module__ = "cupy"
+
+            def __dlpack_device__(self):
+                return 2, self.number
+
+            def __dlpack__(self, **_):
+                return self  # a capsule, which from_dlpack opens
+
+            def __array_ufunc__(self, ufunc, method, *inputs, **options):
+                return gpus.compute(getattr(ufunc, method), inputs, options)
+
+            def __array_function__(self, function, types, args, options):
+                return gpus.compute(function, args, options)
+
+            def __getattr__(self, name: str):
+                found = getattr(self.values, name)  # shape, dtype, strides and so on, or a method
+                return (lambda *args, **options: gpus.compute(getattr(np.ndarray, name), (self, *args), options)) if callable(found) else found
+
+            def __getitem__(self, key):
+                return gpus.compute(np.ndarray.__getitem__, (self, key), {})
+
+            def __setitem__(self, key, value):
+                gpus.compute(np.ndarray.__setitem__, (self, key, value), {})
+
+            def __len__(self):
+                return len(self.values)
+
+            def __array__(self, *_, **__):
+                raise TypeError("Implicit conversion to a NumPy array is not allowed; use .get()")
+
+            def get(self):
+                gpus.waits += 1
+                return self.values.copy()
+
+            def copy(self):
+                return gpus.made(self.values.copy())  # from any GPU to the current one
+
+            def _asked(self, kind):
+                gpus.waits += 1
+                return kind(self.values)
+
+            def __bool__(self):
+                return self._asked(bool)
+
+            def __int__(self):
+                return self._asked(int)
+
+            def __float__(self):
+                return self._asked(float)
+
+        self.ndarray = Array
+        self.cuda = SimpleNamespace(
+            Device=Device,
+            memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+            runtime=SimpleNamespace(memGetInfo=lambda: (self.memory - self.used, self.memory)),
+            compiler=SimpleNamespace(CompileException=RuntimeError),
+        )
+
+    # --- arrays ---------------------------------------------------------------------------------------------------
+
+    def made(self, values: np.ndarray, base=None):
+        """An array on the current GPU."""
+        if base is None:
+            if self.used + values.nbytes > self.memory:
+                raise OutOfMemoryError(values.nbytes, self.used)
+            self.used += values.nbytes
+        return self.ndarray(values, self.current[-1], base)
+
+    def compute(self, function, args, options):
+        """numpy's function on the arrays' values. Raises ValueError as CuPy does where an array lies on another GPU."""
+        given: list = []
+
+        def opened(value):
+            if isinstance(value, self.ndarray):
+                if value.number != self.current[-1]:
+                    raise ValueError(f"Array device must be same as the current device: array device = {value.number} while current = {self.current[-1]}")
+                given.append(value)
+                return value.values
+            return type(value)(map(opened, value)) if isinstance(value, (tuple, list)) else value
+
+        found = function(*map(opened, args), **{name: opened(value) for name, value in options.items()})
+        if not isinstance(found, (np.ndarray, np.generic)):
+            return found
+        for array in given:
+            if found is array.values:
+                return array
+        values = np.asarray(found)
+        return self.made(values, next((a for a in given if values.size and np.shares_memory(a.values, values)), None))
+
+    def asarray(self, values, dtype=None):
+        return values if isinstance(values, self.ndarray) and dtype in (None, values.dtype) else self.array(values, dtype)
+
+    def array(self, values, dtype=None, order="K"):
+        return self.made(np.array(values.values if isinstance(values, self.ndarray) else values, dtype=dtype, order=order))
+
+    def from_dlpack(self, array):
+        theirs = array.__dlpack__()
+        return self.ndarray(theirs.values, array.__dlpack_device__()[1])
+
+    def get_default_memory_pool(self):
+        return SimpleNamespace(used_bytes=lambda: self.used)
+
+    def __getattr__(self, name: str):
+        found = getattr(np, name)
+        return (lambda *args, **options: self.compute(found, args, options)) if callable(found) and not isinstance(found, type) else found
+
+    # --- kernels ----------------------------------------------------------------------------------------------------
+
+    def RawModule(self, code: str, options, backend: str):
+        name, text = re.fullmatch(r'#line 1 "(.*?)"\n(.*)', code, re.S).groups()
+        words = tuple(word for word in options if word.startswith("-D"))
+
+        def function(kernel: str):
+            def launch(grid, block, arguments, shared_mem: int = 0) -> None:
+                assert all(a.number == self.current[-1] for a in arguments if isinstance(a, self.ndarray)), "a kernel reads its own GPU alone"
+                opened = [a.values if isinstance(a, self.ndarray) else a for a in arguments]
+                emulator.kernel(np.empty(0), Source(name, text), words, kernel)(grid, block, opened, shared_mem)
+
+            return launch
+
+        return SimpleNamespace(get_function=function)
+
+
+@contextmanager
+def installed(monkeypatch, count: int = 2):
+    """Inside, this is the CuPy of a machine with so many GPUs."""
+    gpus = Gpus(count)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", gpus)
+        patch.setattr(gpu, "driver", lambda: (12, 4, count))
+        patch.setattr(gpu, "find_spec", lambda name: object())
+        patch.setattr(dispatch, "_kernels", {})
+        _forget()
+        yield gpus
+    _forget()
+
+
+def _forget() -> None:
+    here.cache_clear()
+    gpu._function.cache_clear()
