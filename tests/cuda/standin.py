@@ -1,5 +1,6 @@
 """A stand-in for CuPy where there is no GPU: its arrays are numpy's, each on the GPU that was current when it was made, and
-its kernels run on the emulator. It is stricter than CuPy: whoever computes on arrays of a GPU that is not current fails.
+its kernels run on the emulator. It is stricter than CuPy: whoever computes on arrays of a GPU that is not current fails, and
+so does who asks for a function, or a method's argument, that the installed CuPy has not.
 
     with standin.installed(monkeypatch) as gpus:        devices 'cuda' and 'cuda:1' are there
         gpus.waits                                      how often Python waited for a GPU: values that it asked for
@@ -10,8 +11,10 @@ from __future__ import annotations
 import re
 import sys
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 
+import cupy
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
@@ -27,6 +30,18 @@ class OutOfMemoryError(MemoryError):
 
     def __init__(self, size: int, total: int):
         super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
+
+
+@dataclass(frozen=True)
+class Ufunc:
+    gpus: Gpus
+    ufunc: np.ufunc
+
+    def __call__(self, *args, **options):
+        return self.gpus.compute(self.ufunc, args, options)
+
+    def at(self, *args):
+        return self.gpus.compute(self.ufunc.at, args, {})
 
 
 class Gpus(ModuleType):
@@ -74,9 +89,19 @@ class Gpus(ModuleType):
 
             def __getattr__(self, name: str):
                 found = getattr(self.values, name)  # shape, dtype, strides and so on, or a method
-                return (lambda *args, **options: gpus.compute(getattr(np.ndarray, name), (self, *args), options)) if callable(found) else found
+                if not callable(found):
+                    return found
+
+                def method(*args, **options):
+                    takes = getattr(cupy.ndarray, name).__doc__.partition("\n")[0]  # its signature, in words
+                    assert all(f"{option}=" in takes for option in options), f"CuPy's {takes}, and no {', '.join(options)}"
+                    return gpus.compute(getattr(np.ndarray, name), (self, *args), options)
+
+                return method
 
             def __getitem__(self, key):
+                if any(isinstance(part, np.ndarray) for part in (key if isinstance(key, tuple) else (key,))):
+                    raise IndexError("Unsupported type <class 'numpy.ndarray'>")
                 return gpus.compute(np.ndarray.__getitem__, (self, key), {})
 
             def __setitem__(self, key, value):
@@ -161,7 +186,10 @@ class Gpus(ModuleType):
         return SimpleNamespace(used_bytes=lambda: self.used)
 
     def __getattr__(self, name: str):
+        assert hasattr(cupy, name), f"CuPy has no {name}"
         found = getattr(np, name)
+        if isinstance(found, np.ufunc):
+            return Ufunc(self, found)
         return (lambda *args, **options: self.compute(found, args, options)) if callable(found) and not isinstance(found, type) else found
 
     # --- kernels ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import tinynet
 from tinynet import functional as F
 from tinynet.dispatch import kernels
 from tinynet.kernels.cuda.emulator import build
+from tinynet.op import OPS
 
 pytestmark = pytest.mark.skipif(build.reason() is not None, reason=f"the stand-in's kernels run on the emulator: {build.reason()}")
 
@@ -140,3 +141,30 @@ def test_out_of_memory_says_what_was_asked_and_what_is_free(gpus):
         with pytest.raises(MemoryError, match="GPU [01] is out of memory: 2.0 MiB were asked for; of its 3.0 MiB, 1.0 MiB are free, and 2.0 MiB hold this process's arrays; use smaller batches"):
             ask()
     assert gpus.current == [0]
+
+
+# --- every op ------------------------------------------------------------------------------------------------------------
+
+
+def made_on(device: str, value, requires_grad: bool):
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return tinynet.tensor(value, device=device, requires_grad=requires_grad and value.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.ours and op.make_samples and not name.startswith("conv2d")])
+def test_every_op_and_its_gradients_run_on_what_cupy_has(name, gpus):
+    """conv2d has no CUDA kernel yet. On the second GPU, so that no array is made past it."""
+    op, rng = OPS[name], np.random.default_rng(0)
+    for *inputs, parameters in op.make_samples(rng):
+        inputs = [rng.standard_normal(value).astype(np.float32) ** 2 + 0.5 if isinstance(value, tuple) else value for value in inputs]
+        inputs = [value.astype(np.float32) if getattr(value, "dtype", None) == np.float64 else value for value in inputs]
+        found = []
+        for device in ("cuda:1", "reference"):
+            tensors = [made_on(device, value, True) for value in inputs]
+            y = op(*tensors, **parameters)
+            if y.requires_grad:
+                (y * y).sum().backward()
+            found.append([y.numpy(), *(None if t._grad is None else made_on("cpu", t.grad, False).numpy() for t in tensors if isinstance(t, tinynet.Tensor))])
+        for got, want in zip(*found):
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6) if want is not None else None

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinynet.devices import check_device, moved
+from tinynet.devices import moved
 from tinynet.inputs import check_supported
 from tinynet.op import op
 from tinynet.tensor import Tensor
@@ -35,10 +35,7 @@ def _(k, dy, *, home):
 
 
 def _to(x, device):
-    check_device(device)
-    if device == x.device:
-        return x
-    return move(x, device=device)
+    return x if device == x.device else move(x, device=device)
 
 
 Tensor.astype, Tensor.to = _astype, _to
