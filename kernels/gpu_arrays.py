@@ -1,11 +1,12 @@
 """Arrays in the memory of GPUs: whose they are, on which GPU they lie, and what is said where its memory runs out.
 
-CuPy computes on one GPU at a time: `Current` chooses it.
+CuPy computes on one GPU at a time: `Current` chooses it. `Graph` is a CUDA graph, for compiled functions.
 """
 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import numpy as np
 
@@ -59,3 +60,26 @@ class Current:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+class Graph:
+    """What `work()` launches, written down by CUDA instead of run; `launch` runs all of it, on the current stream.
+
+    Its arrays come from a pool of its own, which nobody else gets memory from: what a launch writes, it writes there again.
+    """
+
+    def __init__(self, cupy, work):
+        self.pool = cupy.cuda.MemoryPool()
+        stream = cupy.cuda.Stream(non_blocking=True)
+        with cupy.cuda.using_allocator(self.pool.malloc), stream:
+            stream.begin_capture()
+            try:
+                work()
+            except BaseException:
+                with suppress(cupy.cuda.runtime.CUDARuntimeError):  # that the capture is broken: what broke it is raised
+                    stream.end_capture()
+                raise
+            self.graph = stream.end_capture()
+
+    def launch(self) -> None:
+        self.graph.launch()

@@ -49,8 +49,7 @@ DEVICES = {
 
 def devices() -> dict[str, str | None]:
     """Every device by name, with None if it is ready or the reason why it is not."""
-    more = range(1, import_module(DEVICES["cuda"].needs).count())
-    return {name: check_device(name).reason for name in (*DEVICES, *map(name_of, more))}
+    return {name: check_device(name).reason for name in (*DEVICES, *map(name_of, range(1, import_module(DEVICES["cuda"].needs).count())))}
 
 
 def check_device(name: str) -> Device:
@@ -92,9 +91,7 @@ def moved(array, device: str):
     if check_device(device).memory == "host":
         return to_host(array)
     with here(device) as xp:
-        if not on_gpu(array):
-            return xp.asarray(array)
-        array = shared(array)
+        array = shared(array) if on_gpu(array) else xp.asarray(array)
         return array if name_of(array.device.id) == device else array.copy()
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import cupy
@@ -30,6 +31,36 @@ class OutOfMemoryError(MemoryError):
 
     def __init__(self, size: int, total: int):
         super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class Stream:
+    """One that writes down what it is given while it is capturing."""
+
+    def __init__(self, gpus: Gpus, non_blocking: bool):
+        self.gpus = gpus
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        assert self.gpus.written is None, "a capture has an end"
+
+    def begin_capture(self) -> None:
+        self.gpus.written = []
+
+    def end_capture(self):
+        work, self.gpus.written = self.gpus.written, None
+
+        def launch() -> None:
+            self.gpus.launches += 1
+            for each in work:
+                each()
+
+        return SimpleNamespace(launch=launch)
 
 
 @dataclass(frozen=True)
@@ -51,6 +82,8 @@ class Gpus(ModuleType):
         super().__init__("cupy")
         self.memory, self.used, self.waits = 2**30, 0, 0  # bytes of all GPUs together; nothing is ever given back
         self.current = [0]  # the stack of `with Device(...)`
+        self.written: list | None = None  # what a stream writes down instead of running it
+        self.launches = 0  # of graphs
         gpus = self
 
         class Device:
@@ -102,10 +135,16 @@ class Gpus(ModuleType):
             def __getitem__(self, key):
                 if any(isinstance(part, np.ndarray) for part in (key if isinstance(key, tuple) else (key,))):
                     raise IndexError("Unsupported type <class 'numpy.ndarray'>")
-                return gpus.compute(np.ndarray.__getitem__, (self, key), {})
+                return gpus.compute(np.ndarray.__getitem__, (self, self._within(key)), {})
 
             def __setitem__(self, key, value):
-                gpus.compute(np.ndarray.__setitem__, (self, key, value), {})
+                gpus.compute(np.ndarray.__setitem__, (self, self._within(key), value), {})
+
+            def _within(self, key):
+                """CuPy looks at no place of an array of them, but takes what is too large from the start again."""
+                if not isinstance(key, tuple) or not all(isinstance(part, Array) for part in key):
+                    return key
+                return tuple(part % n for part, n in zip(key, self.shape))
 
             def __len__(self):
                 return len(self.values)
@@ -114,14 +153,17 @@ class Gpus(ModuleType):
                 raise TypeError("Implicit conversion to a NumPy array is not allowed; use .get()")
 
             def get(self):
-                gpus.waits += 1
+                gpus.waited()
                 return self.values.copy()
 
             def copy(self):
-                return gpus.made(self.values.copy())  # from any GPU to the current one
+                values = self.values.copy()
+                if gpus.written is not None:
+                    gpus.written.append(lambda: np.copyto(values, self.values))
+                return gpus.made(values)  # from any GPU to the current one
 
             def _asked(self, kind):
-                gpus.waits += 1
+                gpus.waited()
                 return kind(self.values)
 
             def __bool__(self):
@@ -137,9 +179,21 @@ class Gpus(ModuleType):
         self.cuda = SimpleNamespace(
             Device=Device,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            runtime=SimpleNamespace(memGetInfo=lambda: (self.memory - self.used, self.memory)),
+            runtime=SimpleNamespace(memGetInfo=lambda: (self.memory - self.used, self.memory), CUDARuntimeError=CUDARuntimeError),
+            MemoryPool=lambda: SimpleNamespace(malloc=None),
+            using_allocator=lambda allocator: nullcontext(),
+            Stream=partial(Stream, self),
             compiler=SimpleNamespace(CompileException=RuntimeError),
         )
+
+    def waited(self) -> None:
+        if self.written is not None:
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing")
+        self.waits += 1
+
+    def do(self, work) -> None:
+        """Runs it, or writes it down."""
+        work() if self.written is None else self.written.append(work)
 
     # --- arrays ---------------------------------------------------------------------------------------------------
 
@@ -163,20 +217,31 @@ class Gpus(ModuleType):
                 return value.values
             return type(value)(map(opened, value)) if isinstance(value, (tuple, list)) else value
 
-        found = function(*map(opened, args), **{name: opened(value) for name, value in options.items()})
+        args, options = [opened(value) for value in args], {name: opened(value) for name, value in options.items()}
+        edits = function is np.ndarray.__setitem__ or getattr(function, "__name__", "") == "at"
+        out = args[0] if edits else options.get("out")
+        if out is not None:
+            self.do(lambda: function(*args, **options))
+            return next(a for a in given if a.values is (out[0] if isinstance(out, tuple) else out))
+        found = function(*args, **options)
         if not isinstance(found, (np.ndarray, np.generic)):
             return found
-        for array in given:
-            if found is array.values:
-                return array
         values = np.asarray(found)
-        return self.made(values, next((a for a in given if values.size and np.shares_memory(a.values, values)), None))
+        base = next((a for a in given if values.size and np.shares_memory(a.values, values)), None)
+        if base is None and self.written is not None:
+            self.written.append(lambda: np.copyto(values, function(*args, **options)))
+            if values.dtype.kind == "f":
+                values[...] = np.nan  # nothing is computed while a stream is capturing
+        return self.made(values, base)
 
     def asarray(self, values, dtype=None):
         return values if isinstance(values, self.ndarray) and dtype in (None, values.dtype) else self.array(values, dtype)
 
     def array(self, values, dtype=None, order="K"):
-        return self.made(np.array(values.values if isinstance(values, self.ndarray) else values, dtype=dtype, order=order))
+        if not isinstance(values, self.ndarray):
+            assert self.written is None, "a graph would copy from the host's memory as it is when it is launched"
+            return self.made(np.array(values, dtype=dtype, order=order))
+        return self.made(np.array(values.values, dtype=dtype, order=order))
 
     def from_dlpack(self, array):
         theirs = array.__dlpack__()
@@ -202,7 +267,7 @@ class Gpus(ModuleType):
             def launch(grid, block, arguments, shared_mem: int = 0) -> None:
                 assert all(a.number == self.current[-1] for a in arguments if isinstance(a, self.ndarray)), "a kernel reads its own GPU alone"
                 opened = [a.values if isinstance(a, self.ndarray) else a for a in arguments]
-                emulator.kernel(np.empty(0), Source(name, text), words, kernel)(grid, block, opened, shared_mem)
+                self.do(lambda: emulator.kernel(np.empty(0), Source(name, text), words, kernel)(grid, block, opened, shared_mem))
 
             return launch
 

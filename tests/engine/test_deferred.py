@@ -306,7 +306,7 @@ def test_what_is_moved_to_another_device_is_there_at_the_first_call():
 
     for _ in range(2):
         assert moved(tinynet.tensor([[1.0, -1.0]])).device == "reference"
-    assert "tensors are on reference" in moved.explain()
+    assert "tensors are on cpu, reference; programs run on cpu" in moved.explain()
 
 
 def test_an_op_of_your_own_runs_at_once_and_once():

@@ -9,7 +9,7 @@ or probabilities (N, C) of the logits' dtype.
 
 from tinynet.op import op
 from tinynet.ops.log_softmax import log_probabilities
-from tinynet.ops.nll_loss import check_classes, check_rows, each, reduced
+from tinynet.ops.nll_loss import check_rows, checked, each, reduced
 
 
 @op(integer_inputs=("target",))
@@ -18,7 +18,7 @@ def cross_entropy(k, logits, target, *, reduction="mean"):
     rows, classes = logits.shape
     log_p = log_probabilities(k.xp, logits, -1)
     if target.dtype.kind in "iu":
-        check_classes("cross_entropy", target, rows, classes)
+        log_p = checked(k.xp, "cross_entropy", target, log_p)
         losses = -log_p[k.xp.arange(rows), target]
     elif target.shape != logits.shape or target.dtype != logits.dtype:
         raise ValueError(f"cross_entropy: target must be ({rows},) class indices or {logits.dtype} probabilities {logits.shape}; got {target.dtype} of shape {target.shape}")
