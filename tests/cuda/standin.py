@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,14 @@ class OutOfMemoryError(MemoryError):
 
     def __init__(self, size: int, total: int):
         super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
+
+
+class Event:
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass  # whatever was launched has run
 
 
 class CUDARuntimeError(RuntimeError):
@@ -80,6 +89,7 @@ class Gpus(ModuleType):
 
     def __init__(self, count: int):
         super().__init__("cupy")
+        self.__version__ = "a stand-in"
         self.memory, self.used, self.waits = 2**30, 0, 0  # bytes of all GPUs together; nothing is ever given back
         self.current = [0]  # the stack of `with Device(...)`
         self.written: list | None = None  # what a stream writes down instead of running it
@@ -87,9 +97,11 @@ class Gpus(ModuleType):
         gpus = self
 
         class Device:
-            def __init__(self, number: int):
-                assert 0 <= number < count, f"there is no GPU {number}"
-                self.id = number
+            attributes = {"MultiProcessorCount": 2}
+
+            def __init__(self, number: int | None = None):
+                self.id = gpus.current[-1] if number is None else number
+                assert 0 <= self.id < count, f"there is no GPU {self.id}"
 
             def __enter__(self):
                 gpus.current.append(self.id)
@@ -179,7 +191,12 @@ class Gpus(ModuleType):
         self.cuda = SimpleNamespace(
             Device=Device,
             memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-            runtime=SimpleNamespace(memGetInfo=lambda: (self.memory - self.used, self.memory), CUDARuntimeError=CUDARuntimeError),
+            runtime=SimpleNamespace(
+                memGetInfo=lambda: (self.memory - self.used, self.memory), CUDARuntimeError=CUDARuntimeError, driverGetVersion=lambda: 12040, runtimeGetVersion=lambda: 12090,
+                getDeviceProperties=lambda number: {"name": b"a stand-in", "major": 8, "minor": 0, "multiProcessorCount": 2, "totalGlobalMem": self.memory, "l2CacheSize": 1 << 20},
+            ),
+            Event=Event,
+            get_elapsed_time=lambda begin, end: (end.at - begin.at) * 1e3,
             MemoryPool=lambda: SimpleNamespace(malloc=None),
             using_allocator=lambda allocator: nullcontext(),
             Stream=partial(Stream, self),
