@@ -50,10 +50,10 @@ class Current:
             self.device.__exit__(kind, error, trace)
 
     def _short(self, error) -> str:
-        asked = re.search(r"allocating ([\d,]+) bytes", str(error))
+        asked = re.search(r"[\d,]+ (?=bytes)", str(error))  # the first number that CuPy names
         (free, total), pool = self.cupy.cuda.runtime.memGetInfo(), self.cupy.get_default_memory_pool()
         return (
-            f"GPU {self.number} is out of memory: {_size(int(asked[1].replace(',', '')))} were asked for; of its {_size(total)}, {_size(free)} are free, and "
+            f"GPU {self.number} is out of memory: {_size(int(asked[0].replace(',', '')))} were asked for; of its {_size(total)}, {_size(free)} are free, and "
             f"{_size(pool.used_bytes())} hold this process's arrays; use smaller batches, or let go of tensors that are not needed, or end what else runs on this GPU"
         )
 

@@ -61,7 +61,7 @@ class Captured:
     def __call__(self, leaves: list):
         with self.playing, here(self.device) as xp:
             self._fill(leaves)
-            if self.graph is not None and self._baked() == self.baked:
+            if self.graph is not None and self._is_current():
                 self._launch()
             elif xp is np or self.reason:
                 self._play()
@@ -93,8 +93,13 @@ class Captured:
 
     def _capture(self, xp) -> None:
         """Makes the graph, and launches it. While it is made nothing is computed, but Python's side of the step is done."""
-        gradients, states = [(t, t._grad) for t in self.trained], [dict(state) for state in self.optimizer.state] if self.steps else []
         self.graph = None
+        if self.steps:  # state that a graph made would be made again by every launch
+            used = {id(t) for t, _, _ in self.known}
+            for place, t in enumerate(self.optimizer.parameters):
+                if id(t) in used:
+                    self.optimizer.state_of(place)
+        gradients, states = [(t, t._grad) for t in self.trained], [dict(state) for state in self.optimizer.state] if self.steps else []
         try:
             self.graph = Graph(xp, self._play)
         except Exception as error:  # whatever CUDA or CuPy refuses: the same ops run by themselves, and say so if they are wrong
@@ -106,7 +111,7 @@ class Captured:
             self._play()
             return
         self.gradients = [(t, t._grad) for t in self.trained]
-        self.baked = self._baked()
+        self.numbers, self.kept = self._baked()
         self.graph.launch()
 
     def _launch(self) -> None:
@@ -114,19 +119,20 @@ class Captured:
             t._grad = gradient
         self.graph.launch()
         if self.steps:
-            for (t, gradient), state in zip(self._stepped(), self.optimizer.state):
-                state["t"] += gradient is not None
-            guard.edited(self.optimizer.parameters)
-
-    def _stepped(self) -> list:
-        found = {id(t): gradient for t, gradient in self.gradients}
-        return [(t, found[id(t)]) for t in self.optimizer.parameters]
+            stepped = [(t, state) for t, state in zip(self.optimizer.parameters, self.optimizer.state) if t._grad is not None]
+            for _, state in stepped:
+                state["t"] += 1
+            guard.edited(t for t, _ in stepped)
 
     def _baked(self) -> tuple:
-        """What a graph has in it of the optimiser: its numbers, and where its state lies."""
+        """What a graph has in it of the optimiser: its numbers, and the arrays of its state."""
         if not self.steps:
-            return ()
-        return self.optimizer.numbers(0), [id(array) for state in self.optimizer.state for name, array in state.items() if name != "t"]
+            return (), []
+        return self.optimizer.numbers(0), [array for state in self.optimizer.state for name, array in state.items() if name != "t"]
+
+    def _is_current(self) -> bool:
+        numbers, kept = self._baked()
+        return numbers == self.numbers and len(kept) == len(self.kept) and all(a is b for a, b in zip(kept, self.kept))
 
     # --- looking inside -------------------------------------------------------------------------------------------
 

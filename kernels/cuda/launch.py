@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 
@@ -112,6 +112,7 @@ def strided(array) -> tuple:
     return array, [s // array.itemsize for s in array.strides]
 
 
+@lru_cache(4096)
 def divisor(n: int) -> int:
     """A number to divide by, as division.cuh reads it."""
     shift = 31 + (n - 1).bit_length()

@@ -97,7 +97,7 @@ def test_results_are_the_callers_own_and_batches_may_be_arrays_of_the_host(devic
 def test_what_changes_between_calls_is_seen(device, gpus):
     """A learning rate, the optimiser's state, weights edited in place and replaced."""
     compiled, plain = Step(device), Step(device, compiled=False)
-    for number, (x, y) in enumerate(batches(device, 6)):
+    for number, (x, y) in enumerate(batches(device, 8)):
         for step in (compiled, plain):
             if number == 2:
                 step.optimizer.lr = 0.01
@@ -105,7 +105,7 @@ def test_what_changes_between_calls_is_seen(device, gpus):
                 step.model.load_state_dict({name: value * 0.5 for name, value in step.model.state_dict().items()})
             if number == 4:
                 step.optimizer.state[0].clear()
-            if number == 5:
+            if number == 6:
                 weight = next(step.model.parameters())
                 weight.data = weight.data.copy() if device == "cuda-emulator" else gpus.ndarray(weight.data.values.copy(), weight.data.number)
         got, want = compiled.step(x, y), plain.step(x, y)

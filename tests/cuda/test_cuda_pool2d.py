@@ -190,7 +190,7 @@ def test_the_ops_and_their_gradients(layout, device, rng):
             assert y.device == place
             found.append((y.numpy(), to_host(x.grad)))
         for got, want in zip(*found):
-            np.testing.assert_allclose(got, want, rtol=1e-6)
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # sums of a few whole numbers over 9, in another order
 
 
 # --- how a launch is cut ---------------------------------------------------------------------------------------------------
