@@ -27,6 +27,8 @@ from tinynet.trace import Trace
 
 
 class Captured:
+    """What plan.py keeps of a function on a GPU, as it keeps a Plan of one on the CPU."""
+
     def __init__(self, trace: Trace, result, recording: bool, device: str):
         self.returned, self.device, self.optimizer = Returned(trace, result), device, trace.optimizer
         self.root = None if trace.root is None else trace.numbers[id(trace.root)]

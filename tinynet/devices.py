@@ -103,5 +103,5 @@ def home_of(array, device: str) -> str:
     lies = None if isinstance(array, np.ndarray) else name_of(array.device.id)
     home = lies if lies and device == "cpu" else device
     if (check_device(home).memory == "cuda") != (lies is not None) or lies not in (None, home):
-        raise TypeError(f"Tensor: {f'an array on {lies!r} does not' if lies else 'numpy arrays do not'} lie in the memory of device {device!r}; tinynet.tensor(values, device={device!r}) copies it there")
+        raise TypeError(f"Tensor: {f'an array on {lies!r} does' if lies else 'numpy arrays do'} not lie in the memory of device {device!r}; tinynet.tensor(values, device={device!r}) copies it there")
     return home

@@ -71,7 +71,8 @@ def test_the_kernels_of_the_limits_compile_without_spills():
 
 def test_the_tasks_are_all_layers_of_the_networks_that_have_a_cuda_kernel():
     found = list(gpu.tasks(["keras", "lenet5"], [1, 2], gpu.able()))
-    assert {t.work.name for t in found} >= {"matmul", "max_pool2d", "max_pool2d_dx", "avg_pool2d", "avg_pool2d_dx"} and {(t.network, t.images) for t in found} == {(n, s) for n in ("keras", "lenet5") for s in (1, 2)}
+    assert {t.work.name for t in found} >= {"matmul", "max_pool2d", "max_pool2d_dx", "avg_pool2d", "avg_pool2d_dx"}
+    assert {(t.network, t.images) for t in found} == {(network, size) for network in ("keras", "lenet5") for size in (1, 2)}
     assert all(t.window["kernel_size"] == (2, 2) for t in found if t.work.name == "max_pool2d_dx"), "torch must be told"
     assert [t.work.name for t in gpu.tasks(["keras"], [1], ["max_pool2d"])] == ["max_pool2d"] * 2
 
@@ -149,7 +150,15 @@ def test_without_a_gpu_it_says_that_nothing_was_measured(more):
     assert done.exit_code == 1 and done.stdout == "" and done.stderr.startswith("nothing was measured: ")
 
 
-@pytest.mark.parametrize("arguments, said", [(["--device", "cpu"], "cpu is no GPU"), (["--device", "cuda-emulator"], "cuda-emulator is no GPU: nothing that it does says how fast one is"), (["--device", "gpu"], "there is no device 'gpu'"), (["--only", "relu"], "there is no CUDA kernel 'relu'")])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--device", "cpu"], "cpu is no GPU"),
+        (["--device", "cuda-emulator"], "cuda-emulator is no GPU: nothing that it does says how fast one is"),
+        (["--device", "gpu"], "there is no device 'gpu'"),
+        (["--only", "relu"], "there is no CUDA kernel 'relu'"),
+    ],
+)
 def test_what_can_not_be_measured_is_refused(arguments, said):
     done = CliRunner().invoke(app, ["bench", "gpu", *arguments])
     assert done.exit_code == 2 and said in " ".join(done.stderr.replace("│", " ").split())

@@ -10,16 +10,17 @@ import numpy as np
 from tinynet.op import op
 
 
-def checked(xp, name: str, target, log_p):
-    """log_p, after a look at the classes. A GPU's are not looked at, since that would be to wait for it: log_p is NaN where they are none."""
-    rows, classes = log_p.shape
+def checked(xp, name: str, target, x):
+    """x, after a look at the classes of its rows. A GPU's are not looked at, since that would be to wait for it: a row of x is NaN where
+    its class is none."""
+    rows, classes = x.shape
     if target.dtype.kind not in "iu" or target.shape != (rows,):
         raise ValueError(f"{name}: target must be ({rows},) integers, one class for each row; got {target.dtype} of shape {target.shape}")
     if not isinstance(target, np.ndarray):
-        return xp.where(((target >= 0) & (target < classes))[:, None], log_p, xp.nan)
+        return xp.where(((target >= 0) & (target < classes))[:, None], x, xp.nan)
     if rows and (target.min() < 0 or target.max() >= classes):
         raise ValueError(f"{name}: classes run from 0 to {classes - 1}; target holds {int(target.min())} to {int(target.max())}")
-    return log_p
+    return x
 
 
 def check_rows(name: str, x) -> None:
