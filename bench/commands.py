@@ -217,6 +217,45 @@ def bench_networks(
     raise typer.Exit(0 if run.result["ok"] else 1)
 
 
+@bench.command("gpu")
+def bench_gpu(
+    networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
+    batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
+    only: Annotated[str, typer.Option(help="names of kernels, like matmul,max_pool2d; all that have a CUDA kernel if left out")] = "",
+    device: Annotated[str, typer.Option(help="cuda, or cuda:1 and so on")] = "cuda",
+    rounds: Annotated[int, typer.Option(min=3)] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result, with the machine's record, as JSON on standard output")] = False,
+) -> None:
+    """Every variant of every CUDA kernel on the networks' layers, beside torch: proved, timed on a GPU in turns, as a share of its measured peak."""
+    from rich.progress import Progress
+
+    from tinynet.bench import gpu, tables
+    from tinynet.bench.zoo import NETWORKS
+    from tinynet.compare.report import as_json as to_json
+    from tinynet.devices import check_device
+
+    try:
+        found = check_device(device)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if found.gpu is None:
+        raise typer.BadParameter(f"{device} is no GPU: nothing that it does says how fast one is; choose cuda, or cuda:1 and so on")
+    chosen, sizes, names = choice(networks, list(NETWORKS), "network"), sizes_of(batch_sizes), choice(only, gpu.able(), "CUDA kernel")
+    if found.reason:
+        terminal.print(f"nothing was measured: {found.reason}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    rows: list[gpu.Row] = []
+    with Progress(console=terminal) as progress:
+        bar = progress.add_task("measuring", total=None)
+        result = gpu.run(device, chosen, sizes, names, rounds, rows.append, lambda done, of: progress.update(bar, completed=done, total=of))
+    if as_json:
+        sys.stdout.write(to_json(result))
+    else:
+        for part in tables.on_gpu(result, rows):
+            wide().print(part)
+    raise typer.Exit(0 if result["ok"] else 1)
+
+
 @bench.command("startup")
 def bench_startup(
     network: Annotated[str, typer.Option(help="as in `tinynet bench networks`")] = "tensorflow",

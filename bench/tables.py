@@ -93,6 +93,21 @@ def steps(program: Program, roof: Roofline):
     return view
 
 
+# --- CUDA kernels ---
+
+
+def on_gpu(result: dict, rows: list) -> Iterator:
+    """What the GPU can do at most, and each variant, or torch, beside that."""
+    from rich.table import Table
+
+    yield f"{result['gpu']['name']}: {result['peak_gflops']:,.0f} GFLOP/s and {result['bandwidth_gb_s']:,.0f} GB/s at most; torch: {result['torch']}"
+    view = Table("network", "images", "kernel", "layer", "variant", "oracle", "time", "GFLOP/s", "GB/s", "of the GPU")
+    for row in rows:
+        cells = ("", "", "", "") if row.seconds is None else (f"{row.seconds * 1e6:,.1f} us", f"{row.gflops:,.0f}", f"{row.gb_s:,.0f}", "[red]IMPOSSIBLE[/]" if row.impossible else f"{row.share:.0%}")
+        view.add_row(row.network, str(row.images), row.kernel, row.layer, row.variant, row.verdict, *cells)
+    yield view
+
+
 # --- cliffs ---
 
 

@@ -148,7 +148,7 @@ def deferred(op, inputs: tuple, parameters: dict, recording: bool, compute) -> W
         return None
     try:
         arrays, _, device, needed = prepare(op, tuple(map(_blanked, inputs)))
-        if device != "cpu":
+        if device != "cpu" or "device" in parameters:  # `move`: its result lies elsewhere
             return None
         out = op.forward(_KERNELS, *arrays, **parameters)
     except Exception:  # noqa: BLE001  (the op runs now, and whatever is wrong is said by it)

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 
-from tinynet.devices import DEVICES, array_module, check_device
+from tinynet.devices import DEVICES, array_module, check_device, here
 from tinynet.kernels.contract import CONTRACTS, IMPLEMENTATIONS
 
 
@@ -99,7 +99,7 @@ def chosen_by_hand() -> bool:
 
 
 def implementation(name: str, device: str):
-    """The implementation that answers for kernel `name` on `device` now."""
+    """The implementation that answers for kernel `name` on `device` now; all GPUs are `cuda` here."""
     chosen = _chosen.get()[-1].get(name) or from_environment().get(name)
     if chosen is None:
         for default in _registered(device).get((name, device), ()):
@@ -115,23 +115,24 @@ class Kernels:
     arrays unless `out` gives them; `k.xp` is the array module."""
 
     def __init__(self, device: str):
-        self.device, self.xp = device, array_module(device)
+        self.device, self.xp, self.here = device, array_module(device), here(device)
 
     def __getattr__(self, name: str):
         if name not in CONTRACTS:
             raise AttributeError(f"there is no kernel {name!r}; the kernels are {', '.join(CONTRACTS)}")
-        spec, device, empty = CONTRACTS[name].spec, self.device, self.xp.empty
+        spec, kind, empty = CONTRACTS[name].spec, self.device.partition(":")[0], self.xp.empty
         known = {}  # outputs of calls that came before, by all that they depend on
 
         def launch(*arrays, out=None, **parameters):
-            if out is None:
-                call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
-                if (outputs := known.get(call)) is None:
-                    if len(known) == 512:
-                        known.clear()
-                    outputs = known[call] = spec(*arrays, **parameters).outputs
-                out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
-            implementation(name, device).function(*arrays, **parameters, out=out)
+            with self.here:
+                if out is None:
+                    call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
+                    if (outputs := known.get(call)) is None:
+                        if len(known) == 512:
+                            known.clear()
+                        outputs = known[call] = spec(*arrays, **parameters).outputs
+                    out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
+                implementation(name, kind).function(*arrays, **parameters, out=out)
             return out
 
         self.__dict__[name] = launch  # found at once from now on
@@ -143,6 +144,5 @@ _kernels: dict[str, Kernels] = {}
 
 def kernels(device: str) -> Kernels:
     if device not in _kernels:
-        check_device(device)
         _kernels[device] = Kernels(device)
     return _kernels[device]

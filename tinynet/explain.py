@@ -11,15 +11,22 @@ from math import prod
 
 import numpy as np
 
-from tinynet.dispatch import find
+from tinynet.dispatch import find, kernels
 from tinynet.kernels.contract import CONTRACTS
 
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
+_IMAGES, _HALVES = (2, 4, 32, 32), (2, 4, 16, 16)
+_MAX = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), dilation=(1, 1), ceil_mode=False, layout="NCHW")
+_AVG = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), ceil_mode=False, count_include_pad=True, layout="NCHW")
 # An array is a shape, for zero-mean numbers, or what makes it from random ones.
 _WEIGHTS = (200, 160)
 SAMPLES = {
     "matmul": (((128, 128), (128, 128)), {}),
+    "max_pool2d": ((_IMAGES,), _MAX),
+    "max_pool2d_dx": ((_HALVES,), dict(x_shape=_IMAGES, layout="NCHW")),  # and the argmax of max_pool2d's sample
+    "avg_pool2d": ((_IMAGES,), _AVG),
+    "avg_pool2d_dx": ((_HALVES,), dict(_AVG, x_shape=_IMAGES)),
     "relu_dx": ((_WEIGHTS, _WEIGHTS), {}),
     "softmax_cross_entropy": (((500, 10), lambda rng: rng.integers(0, 10, 500)), {}),
     "sgd_step": ((_WEIGHTS, _WEIGHTS, _WEIGHTS), dict(lr=0.1, momentum=0.9, nesterov=False, weight_decay=0.0)),
@@ -59,7 +66,11 @@ def sample(name: str) -> tuple[tuple, dict]:
         raise ValueError(f"{name} has no CUDA kernel yet; those that have are {', '.join(SAMPLES)}")
     arrays, parameters = SAMPLES[name]
     rng = np.random.default_rng(0)
-    return tuple(wanted(rng) if callable(wanted) else rng.standard_normal(wanted).astype(np.float32) for wanted in arrays), parameters
+    arrays = tuple(wanted(rng) if callable(wanted) else rng.standard_normal(wanted).astype(np.float32) for wanted in arrays)
+    if name == "max_pool2d_dx":
+        (x,), window = sample("max_pool2d")
+        arrays += kernels("reference").max_pool2d(x, **window)[1:]
+    return arrays, parameters
 
 
 def count(name: str) -> list[Counted]:

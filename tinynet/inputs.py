@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinynet.devices import from_host, to_host
+from tinynet.devices import here, moved
 from tinynet.mode import tracing
 from tinynet.tensor import FLOATS, Tensor
 
@@ -24,15 +24,17 @@ def tensor(values, dtype=None, *, requires_grad: bool = False, device: str | Non
     """
     if isinstance(values, Tensor):
         device, values = device or values.device, values.data
+    device = device or "cpu"
     was_array = hasattr(values, "dtype")
     try:
-        array = np.array(to_host(values) if was_array else values, dtype=dtype, order="C")
+        with here(device) as xp:
+            array = xp.array(moved(values, device) if was_array else values, dtype=dtype, order="C")
+            if dtype is None and not was_array and array.dtype == np.float64:
+                array = array.astype(np.float32)
     except ValueError as error:
         raise ValueError(f"tensor: these values make no array of numbers ({error}); give rows of equal length") from None
-    if dtype is None and not was_array and array.dtype == np.float64:
-        array = array.astype(np.float32)
     check_supported(array.dtype, "tensor")
-    made = Tensor(from_host(array, device or "cpu"), requires_grad, device or "cpu")
+    made = Tensor(array, requires_grad, device)
     trace = tracing()
     if trace is not None:
         trace.copied(values, made)

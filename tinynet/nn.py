@@ -13,7 +13,7 @@ import numpy as np
 
 from tinynet import functional as F
 from tinynet import guard
-from tinynet.devices import from_host, to_host
+from tinynet.devices import here, moved, to_host
 from tinynet.geometry import check_layout, is_int, pads, pair
 from tinynet.inputs import tensor
 from tinynet.mode import no_grad, tracing
@@ -101,8 +101,8 @@ class Module:
         if trace is not None:
             trace.refuse("it loads weights while it runs, which a replay would not do again; load them outside")
         for name, parameter in parameters.items():
-            with guard.writable(parameter) as array:
-                array[...] = from_host(values[name], parameter.device)
+            with here(parameter.device), guard.writable(parameter) as array:
+                array[...] = moved(values[name], parameter.device)
 
     def zero_grad(self) -> None:
         for parameter in self.parameters():

@@ -91,7 +91,8 @@ class Op:
         arrays, tensors, device, needed = prepare(self, inputs)
         k = kernels(device)
         try:
-            out = self.forward(k, *arrays, **parameters)
+            with k.here:
+                out = self.forward(k, *arrays, **parameters)
         except Exception as error:
             self._explain(error, arrays, device)
             raise

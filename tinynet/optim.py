@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from numbers import Real
 
 from tinynet import guard
-from tinynet.devices import array_module
+from tinynet.devices import array_module, here
 from tinynet.dispatch import kernels
 from tinynet.mode import traced_by, tracing
 from tinynet.tensor import Tensor
@@ -59,9 +59,9 @@ class Optimizer:
                 continue
             if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
                 raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {gradient.dtype} of shape {gradient.shape}")
-            k, state = kernels(parameter.device), self.state_of(place)
-            state["t"] += 1
-            with guard.writable(parameter) as w:
+            with here(parameter.device), guard.writable(parameter) as w:
+                k, state = kernels(parameter.device), self.state_of(place)
+                state["t"] += 1
                 whole = k.xp.asarray(w, order="C")
                 self.update(k, state["t"], whole, gradient, *[state[name] for name in self.arrays])
                 if whole is not w:

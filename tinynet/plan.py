@@ -30,11 +30,13 @@ from types import MethodType
 
 import numpy as np
 
+from tinynet.captured import Captured
 from tinynet.dispatch import chosen_by_hand
 from tinynet.fused import Step
 from tinynet.kernels.graph import Unsupported
 from tinynet.mode import is_recording, traced_by, tracing
 from tinynet.nn import Module
+from tinynet.returned import NoPlan, Returned
 from tinynet.split import Single, Splitting
 from tinynet.tensor import Tensor
 from tinynet.trace import Trace
@@ -65,7 +67,7 @@ class Compiled:
 
     def __init__(self, function: Callable, math: str, most: int):
         self.function, self.math, self.most = function, math, most
-        self.plans: OrderedDict[tuple, Plan | str] = OrderedDict()  # or the reason why there is none
+        self.plans: OrderedDict[tuple, Plan | Captured | str] = OrderedDict()  # or the reason why there is none
         self.modules: list[Module] = []  # that ran inside: their training mode chooses the plan
         self.mutex = threading.Lock()
         if not isinstance(function, Module):
@@ -175,14 +177,17 @@ def _shapes(form) -> list[str]:
 # --- from a recording to a plan ------------------------------------------------------------------------------
 
 
-class NoPlan(Exception):
-    """Why a function runs as always."""
-
-
 def _planned(trace: Trace, result, math: str, recording: bool):
-    """A Plan, or the reason why there is none."""
+    """A Plan, what is captured of a GPU, or the reason why there is neither."""
+    devices = sorted({value.device for value in trace.values if isinstance(value, Tensor)} or {"cpu"})
     try:
-        return trace.useless() or Plan(trace, result, math, recording)
+        if reason := trace.useless():
+            return reason
+        if devices == ["cpu"]:
+            return Plan(trace, result, math, recording)
+        if len(devices) > 1 or not devices[0].startswith("cuda"):
+            raise NoPlan(f"tensors are on {', '.join(devices)}; programs run on cpu, and graphs on one GPU")
+        return Captured(trace, result, recording, devices[0])
     except NoPlan as reason:
         return str(reason)
 
@@ -191,13 +196,8 @@ class Plan:
     """One capture as parts that are played one after the other, and what the function does with their results."""
 
     def __init__(self, trace: Trace, result, math: str, recording: bool):
-        if any(trace.numbers[id(argument)] != place for place, argument in enumerate(trace.arguments)):
-            raise NoPlan("one array was given for two arguments")
-        devices = {value.device for value in trace.values if isinstance(value, Tensor)} - {"cpu"}
-        if devices:
-            raise NoPlan(f"tensors are on {', '.join(sorted(devices))}; programs run on cpu")
-        self.results: list[int] = []
-        self.form = self._returned(trace, result)
+        self.returned = Returned(trace, result)
+        self.results = self.returned.results
         splitting = Splitting(trace, self.results, recording, math)
         self.root, self.optimizer, self.apart = splitting.root, trace.optimizer, ""
         self.whole = self._whole_step(splitting)
@@ -210,23 +210,6 @@ class Plan:
         self.known = [(t, t.data, t._requires_grad) for t in self.tensors]
         self.done = self._done()
         self.stepping = threading.Lock()
-
-    def _returned(self, trace: Trace, result):
-        """The form of what the function returned, with the number of a value for each tensor."""
-        if isinstance(result, Tensor):
-            number = trace.numbers.get(id(result))
-            if number not in trace.ops:
-                raise NoPlan("the function returns a tensor that no op of it made")
-            if number not in self.results:
-                self.results.append(number)
-            return ("value", number)
-        if isinstance(result, (tuple, list)):
-            return (type(result), [self._returned(trace, r) for r in result])
-        if isinstance(result, dict):
-            return (dict, {k: self._returned(trace, r) for k, r in result.items()})
-        if result is None or isinstance(result, (str, int)):
-            return ("constant", result)
-        raise NoPlan(f"the function returns a {type(result).__name__}; return tensors")
 
     def _whole_step(self, splitting: Splitting) -> Step | None:
         if self.root is None:
@@ -268,7 +251,7 @@ class Plan:
         return self.whole is not None and self.whole.adds()
 
     def __call__(self, leaves: list):
-        return self._formed(self.form, self.play(leaves))
+        return self.returned.filled(self.play(leaves))
 
     def play(self, leaves: list) -> dict:
         """The values of a call, by number: the results are among them."""
@@ -290,14 +273,6 @@ class Plan:
             part(values)
             for v in done:
                 del values[v]
-
-    def _formed(self, form, values: dict):
-        kind, inside = form
-        if kind == "value":
-            return values[inside]
-        if kind == "constant":
-            return inside
-        return {k: self._formed(f, values) for k, f in inside.items()} if kind is dict else kind(self._formed(f, values) for f in inside)
 
     # --- looking inside -------------------------------------------------------------------------------------------
 

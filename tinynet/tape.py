@@ -11,6 +11,7 @@ import threading
 import numpy as np
 
 from tinynet import guard
+from tinynet.devices import beside
 
 
 class Node:
@@ -46,9 +47,10 @@ class Node:
         for name, edge, shape in zip(self.op.inputs, self.edges, self.shapes):
             if edge is not None:
                 function, asked = self.op.gradients[name]
-                share = function(self.k, dy, **{wanted: self.saved[wanted] for wanted in asked})
-                if share.shape != shape:
-                    share = _summed_to(share, shape, self.op.name)
+                with self.k.here:
+                    share = function(self.k, dy, **{wanted: self.saved[wanted] for wanted in asked})
+                    if share.shape != shape:
+                        share = _summed_to(share, shape, self.op.name)
                 shares.append((edge, np.asarray(share) if isinstance(share, np.generic) else share))
         if not retain:
             self.release()
@@ -130,10 +132,11 @@ def backward(root, dy, retain: bool) -> None:
         node = ready.pop()
         dy = shares.pop(node)
         for edge, share in node.pull_back(dy, retain):
-            if not isinstance(edge, Node):
-                _add_to_grad(edge, share, shared=share is dy)
-                continue
-            shares[edge] = shares[edge] + share if edge in shares else share
+            with beside(share):
+                if not isinstance(edge, Node):
+                    _add_to_grad(edge, share, shared=share is dy)
+                    continue
+                shares[edge] = shares[edge] + share if edge in shares else share
             waiting[edge] -= 1
             if waiting[edge] == 0:
                 ready.append(edge)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet import tape
-from tinynet.devices import array_module, home_of, to_host
+from tinynet.devices import array_module, here, home_of, on_gpu, shared, to_host
 from tinynet.mode import mode
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -159,7 +159,8 @@ class Tensor:
             )
         if mode.trace is not None and mode.trace.backward(self, gradient, retain_graph):
             return
-        tape.backward(self.node or self, self._cotangent(gradient), retain_graph)
+        with here(self.device):
+            tape.backward(self.node or self, self._cotangent(gradient), retain_graph)
 
     def _cotangent(self, gradient):
         xp = array_module(self.device)
@@ -178,6 +179,6 @@ class Tensor:
 def _as_array(data):
     if isinstance(data, np.generic):  # numpy turns 0-d results into scalars
         return np.asarray(data)
-    if not hasattr(data, "__cuda_array_interface__"):
+    if not on_gpu(data):
         raise TypeError(f"Tensor: data must be an array; got {type(data).__name__}; tinynet.tensor(values) makes one of numbers and lists")
-    return data
+    return shared(data)

@@ -107,7 +107,7 @@ class Trace:
 
     def copied(self, values, made: Tensor) -> None:
         """tinynet.tensor(x): to a replay it is x."""
-        if id(values) in self.numbers and getattr(values, "dtype", None) == made.dtype and made.device == "cpu" and not made.requires_grad:
+        if id(values) in self.numbers and getattr(values, "dtype", None) == made.dtype and not made.requires_grad:
             self.numbers[id(made)] = self.numbers[id(values)]
             self.copies.add(self.numbers[id(values)])
             self.values.append(made)

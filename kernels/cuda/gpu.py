@@ -20,8 +20,8 @@ STATIC_LIMIT = 48 << 10  # bytes of shared memory that a kernel gets without ask
 
 
 @cache
-def driver() -> tuple[int, int] | str:
-    """The newest CUDA that the GPU's driver runs, like (12, 4); or why there is no GPU to be used."""
+def driver() -> tuple[int, int, int] | str:
+    """The newest CUDA that the driver runs, and the number of its GPUs: (12, 4, 1); or why there is no GPU to be used."""
     try:
         cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -29,14 +29,22 @@ def driver() -> tuple[int, int] | str:
     version, count = ctypes.c_int(), ctypes.c_int()
     if status := cuda.cuInit(0) or cuda.cuDriverGetVersion(ctypes.byref(version)) or cuda.cuDeviceGetCount(ctypes.byref(count)):
         return f"NVIDIA's driver finds no GPU that it can use (cuInit: error {status})"
-    return (version.value // 1000, version.value % 1000 // 10) if count.value else "NVIDIA's driver finds no GPU"
+    return (version.value // 1000, version.value % 1000 // 10, count.value) if count.value else "NVIDIA's driver finds no GPU"
 
 
-def reason() -> str | None:
-    """Why no kernel can run on a GPU here, and what to install; None if it can."""
+def count() -> int:
+    """GPUs that the driver finds."""
+    found = driver()
+    return 0 if isinstance(found, str) else found[2]
+
+
+def reason(number: int = 0) -> str | None:
+    """Why no kernel can run on this GPU, and what to install; None if it can."""
     found = driver()
     if isinstance(found, str):
         return f"{found}; install a GPU and its driver, or use device 'cuda-emulator', which runs the same kernels on the CPU"
+    if number >= found[2]:
+        return f"NVIDIA's driver finds {found[2]} GPU{'s' if found[2] > 1 else ''}: {', '.join(repr(f'cuda:{i}' if i else 'cuda') for i in range(found[2]))}"
     if find_spec("cupy") is not None:
         return None
     if found[0] < 12:

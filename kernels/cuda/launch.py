@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from pathlib import Path
 
@@ -115,3 +115,10 @@ def strided(array) -> tuple:
 def contiguous(a):
     """The array, or a copy whose numbers lie side by side, at multiples of their size; None stays."""
     return a if a is None or a.flags.c_contiguous and address(a) % a.itemsize == 0 else a.copy()
+
+
+@lru_cache(4096)
+def divisor(n: int) -> int:
+    """A number to divide by, as division.cuh reads it."""
+    shift = 31 + (n - 1).bit_length()
+    return shift << 32 | -(-(1 << shift) // n)

@@ -36,9 +36,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) softmax_cross_entr
   REAL largest = x[0], total = 0;
   for (int j = 1; j < classes; j++) largest = max(largest, x[j * x_class]);
   for (int j = 0; j < classes; j++) total += exp(x[j * x_class] - largest);
-  long long hit = target[row * target_row];
-  loss[row] = log(total) - (x[hit * x_class] - largest);
-  for (int j = 0; j < classes; j++) dx[j] = exp(x[j * x_class] - largest) / total - (j == hit);
+  long long hit = target[row * target_row];  // compared, not an index: on a GPU nobody looked whether it is a class
+  REAL at_hit = 0;
+  for (int j = 0; j < classes; j++) {
+    REAL d = x[j * x_class] - largest;
+    if (j == hit) at_hit = d;
+    dx[j] = exp(d) / total - (j == hit);
+  }
+  loss[row] = log(total) - at_hit;
 }
 
 // --- what warp and block share -------------------------------------------------------------------------------------------

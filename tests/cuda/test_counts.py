@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from tinynet import explain
 from tinynet.cli import app
-from tinynet.dispatch import find
+from tinynet.dispatch import find, kernels
+from tinynet.geometry import PoolWindow
 from tinynet.kernels.cuda import matmul
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
@@ -142,6 +143,46 @@ def test_steps_of_optimisers_move_each_array_once_and_vectors_ask_a_quarter_as_o
     assert simple.requests == 4 * vectors.requests == arrays * 200 * 160 // 32
 
 
+def pooled(name: str, shape, layout: str, size: int, stride: int, padding: int, rng):
+    """Every launch of a default pooling kernel on such images."""
+    window = dict(PoolWindow(shape, size, stride, padding, False, layout, name, 1))
+    x = rng.standard_normal(shape).astype(np.float32)
+    y, argmax = kernels("reference").max_pool2d(x, **window)
+    average = {k: v for k, v in window.items() if k != "dilation"} | {"count_include_pad": True}
+    arrays, parameters = {
+        "max_pool2d": ((x,), window), "max_pool2d_dx": ((y, argmax), dict(x_shape=shape, layout=layout)),
+        "avg_pool2d": ((x,), average), "avg_pool2d_dx": ((y,), dict(average, x_shape=shape)),
+    }[name]  # fmt: skip
+    with checked() as found:
+        getattr(kernels("cuda-emulator"), name)(*arrays, **parameters)
+    return found.launches
+
+
+POOLS = ["max_pool2d", "max_pool2d_dx", "avg_pool2d", "avg_pool2d_dx"]
+
+
+@pytest.mark.parametrize("layout, shape", [("NCHW", (2, 4, 32, 32)), ("NCHW", (1, 2, 64, 64)), ("NHWC", (2, 16, 16, 8)), ("NHWC", (2, 8, 8, 32))], ids=str)
+@pytest.mark.parametrize("name", POOLS)
+def test_pooling_is_coalesced_and_free_of_conflicts_in_both_layouts(name, layout, shape, rng):
+    for launch in pooled(name, shape, layout, 2, 2, 0, rng):
+        for p in launch.places:
+            if name == "max_pool2d_dx" and p.lanes < p.requests * 32 and not p.writes:
+                continue  # dy is read by those lanes alone that argmax names, wherever they are
+            assert p.transactions == p.least, f"{p.line} {'writes' if p.writes else 'reads'} {p.memory} memory by {p.transactions} where {p.least} would do"
+
+
+@pytest.mark.parametrize("layout, shape", [("NCHW", (2, 4, 30, 30)), ("NHWC", (2, 15, 15, 12))], ids=str)
+@pytest.mark.parametrize("name", POOLS)
+@pytest.mark.parametrize("size, stride, padding", [(3, 2, 1), (3, 1, 1), (2, 2, 0)], ids=str)
+def test_pooling_of_any_window_wastes_little(size, stride, padding, name, layout, shape, rng):
+    """Where rows start anywhere and windows reach over the edge: few sectors, and passes over the banks, more than must be."""
+    launches = pooled(name, shape, layout, size, stride, padding, rng)
+    places = [p for launch in launches for p in launch.places if p.memory == "global" and (p.writes or name != "max_pool2d_dx")]  # which reads dy here and there
+    assert sum(p.transactions for p in places) < 1.5 * sum(p.least for p in places)
+    total = lambda what: sum(launch.total("shared", what) for launch in launches)
+    assert total("transactions") <= 2 * total("least")
+
+
 # --- tinynet explain ---------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +202,15 @@ def test_explain_tells_the_story_of_softmax_cross_entropy():
     assert simple.bytes_moved > 5 * warp.bytes_moved, "neighbours a row apart, and every row three times"
     assert block.requests > warp.requests == 2 * fitting.requests, "ten classes: a warp takes two rows"
     assert fitting.bytes_moved < 1.5 * fitting.least_bytes and block.barriers == 2
+
+
+def test_explain_tells_why_pooling_goes_down_and_then_across():
+    for name in ("max_pool2d", "avg_pool2d", "avg_pool2d_dx"):
+        simple, separable = explain.count(name)
+        assert (simple.variant, separable.variant) == ("simple", "separable")
+        assert simple.bytes_moved > 1.4 * separable.bytes_moved and simple.requests > separable.requests, name
+    simple, near = explain.count("max_pool2d_dx")
+    assert near.kernels == ("max_pool2d_dx_reach", "max_pool2d_dx_near") and simple.bytes_moved > 10 * near.bytes_moved
 
 
 def test_explain_prints_it_and_says_what_it_is_not():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -64,15 +62,8 @@ def test_without_a_gpu_a_tensor_on_it_is_an_error_that_names_the_emulator():
 
 
 def test_an_array_of_the_host_is_no_tensor_of_the_gpu():
-    with pytest.raises(TypeError, match=r"Tensor: numpy arrays don't lie in the memory of device 'cuda'; tinynet.tensor\(values, device='cuda'\) copies them there"):
+    with pytest.raises(TypeError, match=r"Tensor: numpy arrays do not lie in the memory of device 'cuda'; tinynet.tensor\(values, device='cuda'\) copies it there"):
         tinynet.Tensor(np.ones(3, np.float32), device="cuda")
-
-
-def test_an_array_of_a_gpu_is_a_tensor_of_the_gpu_and_of_nothing_else():
-    array = SimpleNamespace(__cuda_array_interface__={}, dtype=np.dtype("f4"), shape=(3,))  # what a Tensor asks of one
-    assert tinynet.Tensor(array).device == tinynet.Tensor(array, device="cuda").device == "cuda"
-    with pytest.raises(TypeError, match="don't lie in the memory of device 'reference'"):
-        tinynet.Tensor(array, device="reference")
 
 
 @pytest.mark.skipif(build.reason() is not None, reason="there is no compiler to take away")
@@ -93,7 +84,7 @@ def test_the_emulator_is_for_linux(monkeypatch):
 
 
 def test_the_doctor_says_it_in_one_line_each_and_is_content_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(gpu, "reason", lambda: "no driver")
+    monkeypatch.setattr(gpu, "reason", lambda *_: "no driver")
     monkeypatch.setattr(build, "reason", lambda: "no g++")
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 0 and "device cuda: no driver\n" in done.output and "device cuda-emulator: no g++\n" in done.output

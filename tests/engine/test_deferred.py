@@ -299,6 +299,16 @@ def test_what_runs_op_by_op_is_right_at_its_first_call():
     np.testing.assert_array_equal(got.numpy(), np.sqrt(X * X + 1))
 
 
+def test_what_is_moved_to_another_device_is_there_at_the_first_call():
+    @tinynet.compile
+    def moved(x):
+        return F.relu(x).to("reference")
+
+    for _ in range(2):
+        assert moved(tinynet.tensor([[1.0, -1.0]])).device == "reference"
+    assert "tensors are on cpu, reference; programs run on cpu" in moved.explain()
+
+
 def test_an_op_of_your_own_runs_at_once_and_once():
     ran = []
 

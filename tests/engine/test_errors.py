@@ -180,7 +180,7 @@ TABLE = {
     "use: device": (ValueError, lambda: tinynet.use(conv2d="gpu"), "there is no device 'gpu'; choose from 'cpu', 'reference'"),
     "use: variant": (ValueError, lambda: tinynet.use(conv2d="cpu.fastest"), "kernel conv2d has no variant 'cpu.fastest'; on cpu there are cpu."),
     "use: no path": (TypeError, lambda: tinynet.use(conv2d=None), "conv2d: a kernel is chosen by its path, reference or cpu.loops for example; got None"),
-    "to": (ValueError, lambda: tensor([1.0]).to("cuda:9"), "there is no device 'cuda:9'; choose from"),
+    "to": (ValueError, lambda: tensor([1.0]).to("cuda:01"), "there is no device 'cuda:01'; choose from"),
     # ops of one's own
     "gradient of no input": (TypeError, lambda: F.relu.gradient("y"), "relu has no input 'y'; its inputs are x"),
     # files

@@ -9,15 +9,14 @@ or probabilities (N, C) of the logits' dtype.
 
 from tinynet.op import op
 from tinynet.ops.log_softmax import log_probabilities
-from tinynet.ops.nll_loss import check_classes, check_rows, each, reduced
+from tinynet.ops.nll_loss import check_rows, checked, each, reduced
 
 
 @op(integer_inputs=("target",))
 def cross_entropy(k, logits, target, *, reduction="mean"):
     check_rows("cross_entropy", logits)
     if target.dtype.kind in "iu":
-        check_classes("cross_entropy", target, *logits.shape)
-        losses, dlogits = k.softmax_cross_entropy(logits, target)
+        losses, dlogits = k.softmax_cross_entropy(checked(k.xp, "cross_entropy", target, logits), target)
         saved = {"dlogits": dlogits, "log_p": None}
     elif target.shape != logits.shape or target.dtype != logits.dtype:
         raise ValueError(f"cross_entropy: target must be ({len(logits)},) class indices or {logits.dtype} probabilities {logits.shape}; got {target.dtype} of shape {target.shape}")

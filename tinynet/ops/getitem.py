@@ -12,7 +12,8 @@ from tinynet.tensor import Tensor
 
 @op(also="iub")
 def getitem(k, x, *, index):
-    return x[index], {"shape": x.shape}
+    index = _own(index, k.xp.asarray)  # to where x lies
+    return x[index], {"shape": x.shape, "index": index}
 
 
 @getitem.gradient("x")
@@ -25,11 +26,11 @@ def _(k, dy, *, index, shape):
     return dx
 
 
-def _own(index):
-    """The index as nobody else can edit it before backward."""
+def _own(index, array=np.array):
+    """The index with all arrays in it, and what counts as one, made anew: as nobody else can edit it before backward."""
     if isinstance(index, tuple):
-        return tuple(_own(i) for i in index)
-    return np.array(index) if isinstance(index, (Tensor, np.ndarray, list)) else index
+        return tuple(_own(i, array) for i in index)
+    return array(index) if isinstance(index, (Tensor, np.ndarray, list)) else index
 
 
 Tensor.__getitem__ = lambda x, index: getitem(x, index=_own(index))

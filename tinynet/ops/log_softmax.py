@@ -10,7 +10,7 @@ from tinynet.tensor import Tensor
 
 
 def log_probabilities(xp, x, axis):
-    shifted = x - x.max(axis=axis, keepdims=True, initial=-xp.inf)
+    shifted = x - x.max(axis=axis, keepdims=True) if x.shape[axis] else x
     return shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 
 

@@ -5,14 +5,22 @@
 log_probabilities (N, C), target (N,) class indices. The mean of no images is NaN.
 """
 
+import numpy as np
+
 from tinynet.op import op
 
 
-def check_classes(name: str, target, rows: int, classes: int) -> None:
+def checked(xp, name: str, target, x):
+    """x, after a look at the classes of its rows. A GPU's are not looked at, since that would be to wait for it: a row of x is NaN where
+    its class is none."""
+    rows, classes = x.shape
     if target.dtype.kind not in "iu" or target.shape != (rows,):
         raise ValueError(f"{name}: target must be ({rows},) integers, one class for each row; got {target.dtype} of shape {target.shape}")
+    if not isinstance(target, np.ndarray):
+        return xp.where(((target >= 0) & (target < classes))[:, None], x, xp.nan)
     if rows and (target.min() < 0 or target.max() >= classes):
         raise ValueError(f"{name}: classes run from 0 to {classes - 1}; target holds {int(target.min())} to {int(target.max())}")
+    return x
 
 
 def check_rows(name: str, x) -> None:
@@ -41,8 +49,7 @@ def each(dy, rows: int, reduction: str):
 @op(integer_inputs=("target",))
 def nll_loss(k, log_probabilities, target, *, reduction="mean"):
     check_rows("nll_loss", log_probabilities)
-    check_classes("nll_loss", target, *log_probabilities.shape)
-    picked = log_probabilities[k.xp.arange(len(target)), target]
+    picked = checked(k.xp, "nll_loss", target, log_probabilities)[k.xp.arange(len(target)), target]
     return reduced("nll_loss", -picked, reduction), {"shape": log_probabilities.shape}
 
 

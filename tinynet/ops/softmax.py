@@ -12,7 +12,7 @@ from tinynet.tensor import Tensor
 @op(positional=("axis",))
 def softmax(k, x, *, axis=-1):
     check_one_axis(axis, x.shape, "softmax")
-    exponentials = k.xp.exp(x - x.max(axis=axis, keepdims=True, initial=-k.xp.inf))
+    exponentials = k.xp.exp(x - x.max(axis=axis, keepdims=True) if x.shape[axis] else x)
     return exponentials / exponentials.sum(axis=axis, keepdims=True)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinynet.devices import check_device, from_host, to_host
+from tinynet.devices import moved
 from tinynet.inputs import check_supported
 from tinynet.op import op
 from tinynet.tensor import Tensor
@@ -26,19 +26,16 @@ def _astype(x, dtype):
 
 @op(also="iub")
 def move(k, x, *, device):
-    return from_host(to_host(x), device), {"home": k.device}
+    return moved(x, device), {"home": k.device}
 
 
 @move.gradient("x")
 def _(k, dy, *, home):
-    return from_host(to_host(dy), home)
+    return moved(dy, home)
 
 
 def _to(x, device):
-    check_device(device)
-    if device == x.device:
-        return x
-    return move(x, device=device)
+    return x if device == x.device else move(x, device=device)
 
 
 Tensor.astype, Tensor.to = _astype, _to

@@ -1,0 +1,150 @@
+"""Compiled functions on a GPU: the ops of one call as one CUDA graph, which a later call launches as a whole.
+
+    fill    what the call was given is copied into buffers of the graph's own
+    launch  forward, backward and SGD's update run; parameters and the optimiser's state change where they are
+    copy    what the function returns is copied out; gradients stay in the graph's memory, until the next call
+
+Nothing here waits for the GPU. A graph remembers addresses and numbers: where a parameter, an option or the optimiser's state
+is another one, it is captured anew. What can't be captured is played op by op, from the same buffers, and so is everything on
+`cuda-emulator`, which has no graphs.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from tinynet import guard
+from tinynet.devices import here, moved
+from tinynet.inputs import tensor
+from tinynet.kernels.gpu_arrays import Graph
+from tinynet.optim import SGD
+from tinynet.returned import NoPlan, Returned
+from tinynet.split import Single
+from tinynet.tensor import Tensor
+from tinynet.trace import Trace
+
+
+class Captured:
+    """What plan.py keeps of a function on a GPU, as it keeps a Plan of one on the CPU."""
+
+    def __init__(self, trace: Trace, result, recording: bool, device: str):
+        self.returned, self.device, self.optimizer = Returned(trace, result), device, trace.optimizer
+        self.root = None if trace.root is None else trace.numbers[id(trace.root)]
+        if any(isinstance(a, Tensor) and a.requires_grad for a in trace.arguments):
+            raise NoPlan("an argument needs a gradient; on a GPU only parameters may")
+        if self.root is None and recording and any(trace.values[v].requires_grad for v in self.returned.results):
+            raise NoPlan("its result needs a gradient, which no graph passes on; call backward inside, or call it in no_grad()")
+        self.calls = [Single(call, trace.ops[call.output], {v: trace.outside[v] for v in call.inputs if v in trace.outside}, set(), "") for call in trace.calls]
+        self.zeroed = [t for t in trace.zeroed if not any(t is a for a in trace.arguments)]
+        self.known = [(t, t.data, t._requires_grad) for t in trace.outside.values() if isinstance(t, Tensor)]
+        trained = {id(t): t for t in (*(t for t, _, needs in self.known if needs), *(self.optimizer.parameters if self.optimizer else ()))}
+        self.trained = list(trained.values()) if self.root is not None else []
+        self.steps = type(self.optimizer) is SGD  # inside: other optimisers' numbers change with every step
+        self.buffers: list[Tensor] = []
+        self.outputs: dict = {}
+        self.gradients: list = []
+        self.graph: Graph | None = None
+        self.reason = ""  # why there is no graph
+        self.playing = threading.Lock()
+
+    # --- a call ---------------------------------------------------------------------------------------------------
+
+    def fits(self) -> bool:
+        """Whether what is outside is still what was captured, at the same place."""
+        return all(t.data is array and t._requires_grad is needs for t, array, needs in self.known)
+
+    def adds(self) -> bool:
+        """Whether gradients are there that this one would be added to."""
+        kept = {id(t) for t in self.zeroed}
+        return any(t._grad is not None for t in self.trained if id(t) not in kept)
+
+    def __call__(self, leaves: list):
+        with self.playing, here(self.device) as xp:
+            self._fill(leaves)
+            if self.graph is not None and self._is_current():
+                self._launch()
+            elif xp is np or self.reason:
+                self._play()
+            else:
+                self._capture(xp)
+            if self.optimizer is not None and not self.steps:
+                self.optimizer.step()
+            return self.returned.filled({v: Tensor(array.copy(), device=self.device) for v, array in self.outputs.items()})
+
+    def _fill(self, leaves: list) -> None:
+        if len(self.buffers) < len(leaves):
+            self.buffers = [tensor(leaf, device=self.device) for leaf in leaves]
+            return
+        for buffer, leaf in zip(self.buffers, leaves):
+            buffer.data[...] = moved(leaf.data if isinstance(leaf, Tensor) else leaf, self.device)
+
+    def _play(self) -> None:
+        """Everything, op by op."""
+        values = dict(enumerate(self.buffers))
+        for t in self.zeroed:
+            t._grad = None
+        for single in self.calls:
+            single(values)
+        if self.root is not None:
+            values[self.root].backward()
+        if self.steps:
+            self.optimizer.step()
+        self.outputs = {v: values[v].data for v in self.returned.results}
+
+    def _capture(self, xp) -> None:
+        """Makes the graph, and launches it. While it is made nothing is computed, but Python's side of the step is done."""
+        self.graph = None
+        if self.steps:  # state that a graph made would be made again by every launch
+            used = {id(t) for t, _, _ in self.known}
+            for place, t in enumerate(self.optimizer.parameters):
+                if id(t) in used:
+                    self.optimizer.state_of(place)
+        gradients, states = [(t, t._grad) for t in self.trained], [dict(state) for state in self.optimizer.state] if self.steps else []
+        try:
+            self.graph = Graph(xp, self._play)
+        except Exception as error:  # whatever CUDA or CuPy refuses: the same ops run by themselves, and say so if they are wrong
+            self.reason = f"{type(error).__name__}: {error}"
+            for t, gradient in gradients:
+                t._grad = gradient
+            for state, before in zip(self.optimizer.state if self.steps else [], states):
+                state.update(before)
+            self._play()
+            return
+        self.gradients = [(t, t._grad) for t in self.trained]
+        self.numbers, self.kept = self._baked()
+        self.graph.launch()
+
+    def _launch(self) -> None:
+        for t, gradient in self.gradients:
+            t._grad = gradient
+        self.graph.launch()
+        if self.steps:
+            stepped = [(t, state) for t, state in zip(self.optimizer.parameters, self.optimizer.state) if t._grad is not None]
+            for _, state in stepped:
+                state["t"] += 1
+            guard.edited(t for t, _ in stepped)
+
+    def _baked(self) -> tuple:
+        """What a graph has in it of the optimiser: its numbers, and the arrays of its state."""
+        if not self.steps:
+            return (), []
+        return self.optimizer.numbers(0), [array for state in self.optimizer.state for name, array in state.items() if name != "t"]
+
+    def _is_current(self) -> bool:
+        numbers, kept = self._baked()
+        return numbers == self.numbers and len(kept) == len(self.kept) and all(a is b for a, b in zip(kept, self.kept))
+
+    # --- looking inside -------------------------------------------------------------------------------------------
+
+    def explain(self) -> str:
+        rest = ", backward" * (self.root is not None) + f", {type(self.optimizer).__name__}'s update" * self.steps
+        how = f"op by op, since no graph could be made: {self.reason}" if self.reason else "op by op: only a GPU has graphs" if self.device == "cuda-emulator" else "as one CUDA graph"
+        lines = [f"{len(self.calls)} ops{rest}, played on {self.device} {how}"]
+        if self.optimizer is not None and not self.steps:
+            lines.append(f"{type(self.optimizer).__name__} steps by itself, since its numbers change with every step, and a graph's never do")
+        return "\n".join(lines)
+
+    def profile(self, leaves: list, rounds: int):
+        raise ValueError("profile: only programs on cpu are timed step by step; `tinynet bench gpu` times kernels on a GPU")
