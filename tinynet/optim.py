@@ -62,7 +62,7 @@ class Optimizer:
             with here(parameter.device), guard.writable(parameter) as w:
                 k, state = kernels(parameter.device), self.state_of(place)
                 state["t"] += 1
-                whole = k.xp.asarray(w, order="C")
+                whole = w if w.flags.c_contiguous else w.copy()
                 self.update(k, state["t"], whole, gradient, *[state[name] for name in self.arrays])
                 if whole is not w:
                     w[...] = whole

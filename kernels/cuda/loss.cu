@@ -16,7 +16,7 @@
 //
 // Logits and classes lie in memory as they please: strides, in elements, come with them. Who adds what to what depends on
 // the number of classes alone: equal inputs give equal bits. exp and log are the accurate ones, not a GPU's fast ones.
-// A NaN makes its whole row NaN.
+// A NaN makes its whole row NaN, and a target that is no class makes the loss NaN.
 //
 // Compiled with REAL: float or double.
 
@@ -27,6 +27,9 @@
 constexpr int THREADS = 256;  // of a block
 constexpr int BLOCKS = 3;     // that a multiprocessor holds: 80 registers a thread. What the compiler saves by itself makes some forms spill
 
+#define INFINITE __int_as_float(0x7f800000)  // NVRTC has no names for them
+#define NOT_A_NUMBER __int_as_float(0x7fc00000)
+
 // --- simple --------------------------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) softmax_cross_entropy_simple(ROWS) {
@@ -36,8 +39,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) softmax_cross_entr
   REAL largest = x[0], total = 0;
   for (int j = 1; j < classes; j++) largest = max(largest, x[j * x_class]);
   for (int j = 0; j < classes; j++) total += exp(x[j * x_class] - largest);
-  long long hit = target[row * target_row];  // compared, not an index: on a GPU nobody looked whether it is a class
-  REAL at_hit = 0;
+  long long hit = target[row * target_row];
+  REAL at_hit = NOT_A_NUMBER;
   for (int j = 0; j < classes; j++) {
     REAL d = x[j * x_class] - largest;
     if (j == hit) at_hit = d;
@@ -76,13 +79,14 @@ struct Share {
 template <class Together>
 __device__ __forceinline__ void row_by_many(Share& mine, long long hit, REAL* loss, REAL* dx, Together together) {
   mine.fetch();
-  REAL largest = -__int_as_float(0x7f800000), total = 0;  // -infinity: a thread may have no number
+  REAL largest = -INFINITE, total = 0;  // a thread may have no number
   mine.each([&](int j, REAL logit) { largest = max(largest, logit); });
   largest = together(largest, [](REAL a, REAL b) { return max(a, b); });
   mine.each([&](int j, REAL logit) { total += exp(logit - largest); });
   total = together(total, [](REAL a, REAL b) { return a + b; });
+  bool none = hit < 0 || hit >= mine.classes;
   mine.each([&](int j, REAL logit) {
-    if (j == hit) *loss = log(total) - (logit - largest);
+    if (j == (none ? 0 : hit)) *loss = none ? NOT_A_NUMBER : log(total) - (logit - largest);
     dx[j] = exp(logit - largest) / total - (j == hit);
   });
 }
