@@ -16,7 +16,15 @@ from tinynet.kernels.contract import CONTRACTS
 
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
-SAMPLES = {"matmul": (((128, 128), (128, 128)), {})}
+_X, _W, _Y = (2, 16, 12, 16), (32, 16, 3, 3), (2, 32, 12, 16)
+_WINDOW = dict(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1, layout="NCHW")
+SAMPLES = {
+    "matmul": (((128, 128), (128, 128)), {}),
+    "conv2d": ((_X, _W, (32,)), _WINDOW),
+    "conv2d_dx": ((_Y, _W), {"x_shape": _X, **_WINDOW}),
+    "conv2d_dw": ((_Y, _X), {"weight_shape": _W, **_WINDOW}),
+    "conv2d_db": ((_Y,), {"layout": "NCHW"}),
+}
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
 """
 
-from tinynet.kernels.cuda import matmul
+from tinynet.kernels.cuda import conv2d, matmul, sums
 
-FAMILIES = (matmul,)  # each a launcher and its .cu file
+FAMILIES = (matmul, conv2d, sums)  # each a launcher and its .cu file
 
-__all__ = ["FAMILIES", "matmul"]
+__all__ = ["FAMILIES", "conv2d", "matmul", "sums"]

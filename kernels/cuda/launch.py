@@ -93,3 +93,36 @@ def _in_three(name: str, what: str, extents) -> tuple[int, int, int]:
 
 def address(array) -> int:
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
+
+
+def empty(like, *shape: int):
+    """Memory for a kernel's own use, where the array `like` lies and of its type; on a GPU from CuPy's pool."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, like.dtype)
+    import cupy
+
+    with like.device:
+        return cupy.empty(shape, like.dtype)
+
+
+# --- operands: arrays that a kernel reads wherever they lie -------------------------------------------------------------
+
+REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}  # what kernels compute in
+
+
+def real_of(name: str, out) -> str:
+    """C's word for the numbers of this kernel's output. Raises TypeError for those that no CUDA kernel computes in."""
+    if out.dtype not in REALS:
+        raise TypeError(f"{name}: {out.dtype} has no CUDA kernel; use float32 or float64")
+    return REALS[out.dtype]
+
+
+def in_elements(array):
+    """The array, or a copy where its numbers don't lie at multiples of their size: strides are whole numbers of elements."""
+    if address(array) % array.itemsize or any(s % array.itemsize for s in array.strides):
+        return array.copy()
+    return array
+
+
+def strides_of(array) -> list[int]:
+    return [s // array.itemsize for s in array.strides]

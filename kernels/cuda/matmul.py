@@ -14,28 +14,23 @@ from pathlib import Path
 import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import address, kernel
+from tinynet.kernels.cuda.launch import REALS, address, in_elements, kernel, real_of, strides_of
 
 FILE = Path(__file__).with_suffix(".cu")
-REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
 ENOUGH_BLOCKS = 128  # as many multiprocessors as a large GPU has: with fewer blocks of 128 x 128 some would stand idle
 
 
 def _operand(m):
     """A batch of matrices, (batch, rows, columns), of which every element is a whole number of elements from the first."""
-    m = m.reshape(-1, *m.shape[-2:])
-    if address(m) % m.itemsize or any(s % m.itemsize for s in m.strides):
-        m = m.copy()
-    return m
+    return in_elements(m.reshape(-1, *m.shape[-2:]))
 
 
 def _launch(variant: str, a, b, out, block: tuple[int, int], high: int, wide: int, **defines) -> None:
     """One launch with a block for each `high` x `wide` elements of a matrix."""
     batch, rows, columns = out.shape
-    strides = [[s // m.itemsize for s in m.strides] for m in (a, b)]
     blocks = batch * -(-rows // high) * -(-columns // wide)
     run = kernel(out, FILE, f"matmul_{variant}", **defines)
-    run((blocks,), block, (a, *strides[0], b, *strides[1], out, rows, columns, a.shape[2]))
+    run((blocks,), block, (a, *strides_of(a), b, *strides_of(b), out, rows, columns, a.shape[2]))
 
 
 def units():
@@ -54,18 +49,17 @@ def occupancy_rows() -> list[tuple[str, str, dict, int]]:
 
 
 def _matmul(variant: str, a, b, out) -> None:
-    if out.dtype not in REALS:
-        raise TypeError(f"matmul: {out.dtype} has no CUDA kernel; use float32 or float64")
+    real = real_of("matmul", out)
     if out.size == 0 or a.shape[-1] == 0:
         out[...] = 0  # no terms: every sum is empty
         return
     a, b, c = _operand(a), _operand(b), out.reshape(-1, *out.shape[-2:])
     if variant == "naive":
-        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=REALS[out.dtype])
+        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=real)
     elif variant == "tiles":
-        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=REALS[out.dtype])
+        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=real)
     elif variant == "registers" or out.dtype == np.float64:  # the simple variants do float64
-        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=REALS[out.dtype])
+        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=real)
     else:
         tile = tile_of(c.shape)
         _launch(variant, a, b, c, (tile // 8, tile // 8), tile, tile, TILE=tile, **form_of(a, b, c))
