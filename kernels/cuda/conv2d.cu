@@ -14,7 +14,8 @@
 //
 // Gradients are convolutions too, of other arrays, and run here: conv2d.py says which. For dw images and channels change
 // places, stride and dilation as well, and the "weights" are dy; there are few outputs then and very many terms, so the terms
-// are split among blocks: split s writes its sums to y + s * y_split, and sums.cu adds them up in order.
+// are split among blocks: split s, of the blocks with blockIdx.y = s, writes its sums to y + s * y_split, and sums.cu adds them
+// up in order.
 //
 // All arrays lie in memory as they please: strides, in elements, come with them. What lies outside of an image is 0. Each
 // sum runs over its terms in order: equal inputs give equal bits.
@@ -52,13 +53,13 @@ __device__ __forceinline__ bool inside(int row, int column, int rows, int column
   return unsigned(row) < unsigned(rows) && unsigned(column) < unsigned(columns);
 }
 
-// Which outputs a block computes, and which terms of them: blocks go along the places, then over the outs, groups, splits.
+// Which outputs a block computes: blocks go along the places, then over the outs, then over the groups.
 struct Part {
-  int place, out, group, split;
+  int place, out, group;
 };
-__device__ __forceinline__ Part part_of_block(int places, int outs, int groups, int wide, int high) {
+__device__ __forceinline__ Part part_of_block(int places, int outs, int wide, int high) {
   unsigned across = (places + wide - 1) / wide, down = (outs + high - 1) / high, block = blockIdx.x;
-  return {int(block % across) * wide, int(block / across % down) * high, int(block / across / down % groups), int(block / across / down / groups)};
+  return {int(block % across) * wide, int(block / across % down) * high, int(block / across / down)};
 }
 
 // The terms of the sum: (c,u,v), or (u,v,c) where channels lie side by side. In dw the channels are images, and do not.
@@ -97,24 +98,23 @@ __device__ __forceinline__ Spot spot_of(int n, int images, int rows, int columns
 
 extern "C" __global__ void __launch_bounds__(256) conv2d_direct(CONVOLUTION) {
   long long places = (long long)images * y_rows * y_columns, all_outs = (long long)groups * outs, n = blockIdx.x * 256ll + threadIdx.x;
-  int split = int(n / (places * all_outs));
-  if (split * split_terms >= channels) return;  // behind the last output
-  n %= places * all_outs;
+  if (n >= places * all_outs) return;
   // A warp's outputs lie side by side: along the channels, or along the places.
   int out = int(channels_last ? n % all_outs : n / places), group = out / outs;
   Spot at = spot_of(int(channels_last ? n / all_outs : n % places), images, y_rows, y_columns);
-  int first = split * split_terms, last = min(first + split_terms, channels);
-  REAL sum = bias && split == 0 ? bias[out] : REAL(0);
+  int first = blockIdx.y * split_terms, last = min(first + split_terms, channels);
+  REAL sum = bias && blockIdx.y == 0 ? bias[out] : REAL(0);
   out %= outs;
   x += group * x_group + at.image * x_image;
   w += group * w_group + out * w_out;
   for (int c = first; c < last; c++)
     for (int u = 0; u < kernel_rows; u++)
+#pragma unroll 2  // left alone, NVRTC unrolls until registers run out
       for (int v = 0; v < kernel_columns; v++) {
         int row = at.row * row_stride + u * row_dilation - top, column = at.column * column_stride + v * column_dilation - left;
         if (inside(row, column, rows, columns)) sum += x[c * x_channel + row * x_row + column * x_column] * w[c * w_channel + u * w_row + v * w_column];
       }
-  y[split * y_split + group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column] = sum;
+  y[blockIdx.y * y_split + group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column] = sum;
 }
 
 // --- tiles ---------------------------------------------------------------------------------------------------------------
@@ -122,8 +122,8 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_direct(CONVOLUTION) {
 extern "C" __global__ void __launch_bounds__(256) conv2d_tiles(CONVOLUTION) {
   __shared__ REAL weights[16][16], patches[16][16];  // [out][term], [term][place]
   int places = images * y_rows * y_columns, across = threadIdx.x, down = threadIdx.y;
-  Part part = part_of_block(places, outs, groups, 16, 16);
-  int out = part.out + down, place = part.place + across, first = part.split * split_terms;
+  Part part = part_of_block(places, outs, 16, 16);
+  int out = part.out + down, place = part.place + across, first = blockIdx.y * split_terms;
   Spot at = spot_of(place, images, y_rows, y_columns);
   int row = at.row * row_stride - top, column = at.column * column_stride - left;  // its window starts there
   x += part.group * x_group + at.image * x_image;
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_tiles(CONVOLUTION) {
   Terms terms{channels, kernel_rows, kernel_columns};
   // This thread's terms of a step: one that it brings of the weights, one of the patches.
   Digits for_w = terms.at(first + across), for_x = terms.at(first + down), step = terms.at(16);
-  REAL sum = bias && part.split == 0 && out < outs ? bias[part.group * outs + out] : REAL(0);
+  REAL sum = bias && blockIdx.y == 0 && out < outs ? bias[part.group * outs + out] : REAL(0);
   int last = min(first + split_terms, channels * kernel_rows * kernel_columns);
   for (int n = first; n < last; n += 16) {
     // Beyond the edges lie zeros, which add nothing. No thread may leave: all are needed at the barriers.
@@ -146,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_tiles(CONVOLUTION) {
     terms.step(for_w, step), terms.step(for_x, step);
   }
   if (out < outs && place < places)
-    y[part.split * y_split + part.group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column] = sum;
+    y[blockIdx.y * y_split + part.group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column] = sum;
 }
 
 #else
@@ -255,27 +255,27 @@ struct Patches {
   }
 };
 
-// A least number of blocks where NVRTC, left alone, would fit three on a multiprocessor and spill (0: left alone).
-extern "C" __global__ void __launch_bounds__(THREADS, IMAGES_LAST) conv2d_registers(CONVOLUTION) {
+// A least number of blocks for dw, which NVRTC, left alone (0), would make spill so that three fit on a multiprocessor.
+extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVOLUTION) {
   __shared__ __align__(16) Panel<OUTS> weight_panels[2];
   __shared__ __align__(16) Panel<PLACES> patch_panels[2];
   __shared__ long long x_offsets[TABLE], y_offsets[TABLE];
   __shared__ int2 corners[TABLE];
   __shared__ float biases[OUTS];
   int places = images * y_rows * y_columns;
-  Part part = part_of_block(places, outs, groups, PLACES, OUTS);
+  Part part = part_of_block(places, outs, PLACES, OUTS);
   for (int n = Patches::Mine::thread(); n < PLACES; n += THREADS) {
     Spot at = spot_of(part.place + n, images, y_rows, y_columns);
     int row = at.row * row_stride - top, column = at.column * column_stride - left;
     x_offsets[slot(n)] = at.image * x_image + row * x_row + column * x_column;
     corners[slot(n)] = make_int2(part.place + n < places ? row : NOWHERE, column);
     y_offsets[slot(n)] = at.image * y_image + at.row * y_row + at.column * y_column;
-    if (n < OUTS) biases[n] = bias && part.split == 0 && part.out + n < outs ? bias[part.group * outs + part.out + n] : 0.f;
+    if (n < OUTS) biases[n] = bias && blockIdx.y == 0 && part.out + n < outs ? bias[part.group * outs + part.out + n] : 0.f;
   }
   __syncthreads();
 
   Terms terms{channels, kernel_rows, kernel_columns};
-  int first = part.split * split_terms, last = min(first + split_terms, channels * kernel_rows * kernel_columns);
+  int first = blockIdx.y * split_terms, last = min(first + split_terms, channels * kernel_rows * kernel_columns);
   using W = Weights::Mine;
   using X = Patches::Mine;
   Weights for_w{w + part.group * w_group + part.out * w_out, outs - part.out, w_out, w_channel, w_row, w_column, terms, terms.at(first + W::term(0)), terms.at(W::step)};
@@ -295,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, IMAGES_LAST) conv2d_regist
   }
 
   // Sixteen times four outputs: of one place and four outs, or of one out and four places.
-  y += part.split * y_split + part.group * y_group + part.out * y_out;
+  y += blockIdx.y * y_split + part.group * y_group + part.out * y_out;
 #pragma unroll
   for (int n = 0; n < 16; n++) {
     int one = n / 2, four = n % 2 * 4;  // in sum

@@ -23,7 +23,7 @@ import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
 from tinynet.kernels.cuda.launch import REALS, address, empty, in_elements, kernel, real_of, strides_of
-from tinynet.kernels.cuda.sums import ENOUGH_BLOCKS, add_parts
+from tinynet.kernels.cuda.sums import add_parts, split_of
 
 FILE = Path(__file__).with_suffix(".cu")
 PLACES = 128  # of a block of `registers`
@@ -151,13 +151,6 @@ def blocks_of(c: Convolution, outs: int, places: int) -> int:
     return c.groups * -(-c.outs // outs) * -(-c.places // places)
 
 
-def split_of(terms: int, step: int, blocks: int, least: int) -> tuple[int, int]:
-    """(parts, terms of a part, a multiple of `step`) of a sum that so many blocks compute: more parts where blocks are few."""
-    parts = max(1, min(ENOUGH_BLOCKS // blocks, terms // least))
-    each = -(-terms // (parts * step)) * step
-    return -(-terms // each), each
-
-
 def plan(variant: str, c: Convolution) -> tuple[str, tuple[int, int], int, int]:
     """Who computes the convolution: the kernel, the outs and places of its blocks, and how its sum is split: parts, terms of each."""
     if variant == "registers" and c.outs < FEW and (not c.dw or c.y.shape[2] < FEW):
@@ -165,7 +158,7 @@ def plan(variant: str, c: Convolution) -> tuple[str, tuple[int, int], int, int]:
     elif variant == "registers" and c.y.dtype == np.float64:  # the simple variants do float64
         variant = "tiles"
     if variant == "direct":  # which counts channels instead of terms
-        return variant, (1, 256), *split_of(c.w.shape[2], 1, -(-c.y.size // 256), -(-LEAST_TERMS // prod(c.w.shape[3:])))
+        return variant, (1, 256), *split_of(c.w.shape[2], 1, -(-c.y[0].size // 256), -(-LEAST_TERMS // prod(c.w.shape[3:])))
     tile, step = ((32 if c.outs <= 32 else 64, PLACES), 8) if variant == "registers" else ((16, 16), 16)
     return variant, tile, *split_of(c.terms, step, blocks_of(c, *tile), LEAST_TERMS)
 
@@ -205,12 +198,12 @@ def _launch(variant: str, tile: tuple[int, int], c: Convolution, each: int) -> N
         block = (across // 8, prod(tile) // 8 // across)
     else:
         defines, block = {"REAL": REALS[c.y.dtype]}, (256,) if variant == "direct" else (16, 16)
-    blocks = -(-c.y.size // 256) if variant == "direct" else blocks_of(c, *tile) * len(c.y)
+    blocks = -(-c.y[0].size // 256) if variant == "direct" else blocks_of(c, *tile)
     four = by_four(c.y, *((3,) if last else (4, 5, 2) if c.channels_last else (2, 4, 5)))
     (groups, images, channels, *rows), (_, outs, _, *taps), outputs = c.x.shape, c.w.shape, c.y.shape[4:]
     sizes = groups, images, channels, *rows, outs, *taps, *outputs, *c.stride, *c.dilation, *c.corner, each, int(four), int(last)
     run = kernel(c.y, FILE, f"conv2d_{variant}", **defines)
-    run((blocks,), block, (c.x, *strides_of(c.x), c.w, *strides_of(c.w), c.bias, c.y, *strides_of(c.y), *sizes))
+    run((blocks, len(c.y)), block, (c.x, *strides_of(c.x), c.w, *strides_of(c.w), c.bias, c.y, *strides_of(c.y), *sizes))
 
 
 def _run(name: str, variant: str, convolutions, out) -> None:

@@ -9,6 +9,9 @@
 //              registers while these are multiplied (double buffering: two panels of shared memory, one barrier a step).
 //   async      as vectors, but copies go past the registers and are two steps ahead (cp.async, from sm_80 on).
 //
+// A dense layer has few rows and many terms: few blocks, each with a long way to go. There vectors and async split the terms
+// among more blocks: split s writes its sums to c + s * c_split, and sums.cu adds them up in order.
+//
 // `tinynet explain matmul --device cuda-emulator` counts what each of them asks of memory.
 //
 // All inputs lie in memory as they please: strides, in elements, come with them. c is contiguous. The first three read
@@ -117,7 +120,10 @@ extern "C" __global__ void __launch_bounds__(256) matmul_registers(PRODUCT) {
 constexpr int THREADS = (TILE / 8) * (TILE / 8);  // 8 x 8 elements each
 constexpr int EACH = TILE * TERMS / THREADS;      // numbers of an operand that a thread brings in a step
 
-// An operand as its block sees it: from the block's first line on.
+// Split s is that of the blocks with blockIdx.y = s. It has split_terms terms, a multiple of TERMS.
+#define SPLIT_PRODUCT PRODUCT, int split_terms, long long c_split
+
+// An operand as its block sees it: from the block's first line and its split's first term on.
 struct Operand {
   const float* start;
   long long line, term;  // strides
@@ -191,11 +197,13 @@ template <bool along_terms> struct Carried {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(PRODUCT) {
+extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(SPLIT_PRODUCT) {
   __shared__ __align__(16) Panel<TILE> a_panels[2], b_panels[2];
   Part part = part_of_block(rows, columns, TILE, TILE);
-  Operand left{a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
-  Operand right{b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
+  int skipped = blockIdx.y * split_terms;  // the terms of the splits before
+  terms = min(terms - skipped, split_terms);
+  Operand left{a + part.batch * a_batch + part.row * a_row + skipped * a_term, a_row, a_term, rows - part.row, terms};
+  Operand right{b + part.batch * b_batch + part.column * b_column + skipped * b_term, b_column, b_term, columns - part.column, terms};
   Carried<A_ALONG_TERMS> for_a;
   Carried<B_ALONG_TERMS> for_b;
   float sum[8][8] = {};
@@ -207,7 +215,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(PRODUCT) {
     if (first + TERMS < terms) for_a.fetch(left, first + TERMS), for_b.fetch(right, first + TERMS);  // on their way meanwhile
     multiply<TILE, TILE>(a_panels[now], b_panels[now], threadIdx.y, threadIdx.x, sum);
   }
-  write(c, part, rows, columns, sum);
+  write(c + blockIdx.y * c_split, part, rows, columns, sum);
 }
 
 // --- async ---------------------------------------------------------------------------------------------------------------
@@ -231,11 +239,13 @@ template <bool along_terms> __device__ __forceinline__ void start(Panel<TILE>& p
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(PRODUCT) {
+extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(SPLIT_PRODUCT) {
   __shared__ __align__(16) Panel<TILE> a_panels[STAGES], b_panels[STAGES];
   Part part = part_of_block(rows, columns, TILE, TILE);
-  Operand left{a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
-  Operand right{b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
+  int skipped = blockIdx.y * split_terms;  // the terms of the splits before
+  terms = min(terms - skipped, split_terms);
+  Operand left{a + part.batch * a_batch + part.row * a_row + skipped * a_term, a_row, a_term, rows - part.row, terms};
+  Operand right{b + part.batch * b_batch + part.column * b_column + skipped * b_term, b_column, b_term, columns - part.column, terms};
   float sum[8][8] = {};
   for (int ahead = 0; ahead < STAGES - 1; ahead++) {
     start<A_ALONG_TERMS>(a_panels[ahead], left, ahead * TERMS);
@@ -250,6 +260,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(PRODUCT) {
     copy_async_commit();  // a group a step, even if it is empty: so they can be counted
     multiply<TILE, TILE>(a_panels[now], b_panels[now], threadIdx.y, threadIdx.x, sum);
   }
-  write(c, part, rows, columns, sum);
+  write(c + blockIdx.y * c_split, part, rows, columns, sum);
 }
 #endif

@@ -27,6 +27,13 @@ def occupancy_rows() -> list[tuple[str, str, dict, int]]:
     return [(f"{title}, float", name, {"REAL": "float"}, 256) for title, name in (("conv2d_db direct", "conv2d_db_direct"), ("conv2d_db parts", "conv2d_db_parts"), ("add_parts", "add_parts"))]
 
 
+def split_of(terms: int, step: int, blocks: int, least: int) -> tuple[int, int]:
+    """(parts, terms of a part, a multiple of `step`) of a sum that so many blocks compute: more parts where blocks are few."""
+    parts = max(1, min(ENOUGH_BLOCKS // blocks, terms // least))
+    each = -(-terms // (parts * step)) * step
+    return -(-terms // each), each
+
+
 def add_parts(parts, out, turned: tuple[int, int] = (1, 1)) -> None:
     """out = parts[0] + parts[1] + ..., always in the same order. `turned`: each part is rows of (b, a) numbers where out has (a, b)."""
     run = kernel(out, FILE, "add_parts", REAL=REALS[out.dtype])

@@ -110,6 +110,15 @@ def test_matmul_is_coalesced_and_free_of_conflicts_however_its_operands_lie(orde
         assert p.transactions == p.least, f"{p.line} {'writes' if p.writes else 'reads'} {p.memory} memory by {p.transactions} where {p.least} would do"
 
 
+@pytest.mark.parametrize("variant", ["vectors", "async"])
+def test_so_is_a_product_whose_terms_are_split(variant, rng):
+    a, b, out = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 512), (512, 64), (64, 64)))
+    with checked() as found:
+        find("matmul", f"cuda-emulator.{variant}").function(a, b, out=out)
+    assert [(launch.kernel, launch.grid) for launch in found.launches] == [(f"matmul_{variant}", (1, 4, 1)), ("add_parts", (128, 1, 1))]
+    assert all(p.transactions == p.least for launch in found.launches for p in launch.places)
+
+
 @pytest.mark.parametrize("variant", ["naive", "tiles", "registers"])
 def test_the_simple_variants_of_matmul_are_too_where_rows_lie_side_by_side(variant, rng):
     a, b, out = (rng.standard_normal((64, 64)).astype(np.float32) for _ in "abc")
