@@ -50,7 +50,8 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_db_parts(IMAGES, int ea
 }
 
 // out[n] = sum of parts[part][n] over the parts, in order: each of eight rows of threads adds every eighth, and the first adds
-// up the eight. The parts may lie in another order than out: as rows of (b, a) where out has (a, b). b = 1: in the same.
+// up the eight. The parts may lie in another order than out: as rows of (b, a) where out has (a, b). b = 1: in the same. Else
+// out is written across, one number a sector: once, where the parts are read side by side many times.
 extern "C" __global__ void __launch_bounds__(256) add_parts(const REAL *__restrict__ parts, int count, long long size, int a, int b, REAL *__restrict__ out) {
   __shared__ REAL sums[8][32];
   int x = threadIdx.x, y = threadIdx.y;

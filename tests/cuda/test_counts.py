@@ -161,7 +161,10 @@ def test_convolution_is_coalesced_and_free_of_conflicts(name, layout, rng):
         assert all(p.transactions == p.least for p in launch.places), launch.places
 
 
-@pytest.mark.parametrize("name, layout, most", [("conv2d", "NCHW", 1.15), ("conv2d_dx", "NCHW", 1.15), ("conv2d_dw", "NCHW", 1.7), ("conv2d", "NHWC", 1), ("conv2d_dx", "NHWC", 1), ("conv2d_dw", "NHWC", 1)])
+@pytest.mark.parametrize(
+    "name, layout, most",
+    [("conv2d", "NCHW", 1.15), ("conv2d_dx", "NCHW", 1.15), ("conv2d_dw", "NCHW", 1.7), ("conv2d", "NHWC", 1), ("conv2d_dx", "NHWC", 1), ("conv2d_dw", "NHWC", 1)],
+)
 def test_windows_that_start_anywhere_cost_little_more(name, layout, most, rng):
     """A window's row starts at any column, so what lies side by side begins in the middle of a sector. Channels never do."""
     launches = watched(name, rng, layout, (2, 16, 8, 32), 64, 3)
