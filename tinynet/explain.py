@@ -16,6 +16,8 @@ from tinynet.kernels.contract import CONTRACTS
 
 DEVICE = "cuda-emulator"
 # Large enough to fill some blocks, small enough to be watched: every access takes a tenth of a microsecond and more.
+_X, _W, _Y = (2, 16, 12, 16), (32, 16, 3, 3), (2, 32, 12, 16)
+_WINDOW = dict(stride=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1, layout="NCHW")
 _IMAGES, _HALVES = (2, 4, 32, 32), (2, 4, 16, 16)
 _MAX = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), dilation=(1, 1), ceil_mode=False, layout="NCHW")
 _AVG = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), ceil_mode=False, count_include_pad=True, layout="NCHW")
@@ -23,6 +25,10 @@ _AVG = dict(kernel_size=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)), ceil_mo
 _WEIGHTS = (200, 160)
 SAMPLES = {
     "matmul": (((128, 128), (128, 128)), {}),
+    "conv2d": ((_X, _W, (32,)), _WINDOW),
+    "conv2d_dx": ((_Y, _W), {"x_shape": _X, **_WINDOW}),
+    "conv2d_dw": ((_Y, _X), {"weight_shape": _W, **_WINDOW}),
+    "conv2d_db": ((_Y,), {"layout": "NCHW"}),
     "max_pool2d": ((_IMAGES,), _MAX),
     "max_pool2d_dx": ((_HALVES,), dict(x_shape=_IMAGES, layout="NCHW")),  # and the argmax of max_pool2d's sample
     "avg_pool2d": ((_IMAGES,), _AVG),

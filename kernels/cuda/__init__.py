@@ -3,8 +3,8 @@
 Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
 """
 
-from tinynet.kernels.cuda import loss, matmul, optimizers, pool2d, relu
+from tinynet.kernels.cuda import conv2d, loss, matmul, optimizers, pool2d, relu, sums
 
-FAMILIES = (matmul, pool2d, loss, optimizers, relu)  # each a launcher and its .cu file
+FAMILIES = (matmul, conv2d, sums, pool2d, loss, optimizers, relu)  # each a launcher and its .cu file
 
-__all__ = ["FAMILIES", "loss", "matmul", "optimizers", "pool2d", "relu"]
+__all__ = ["FAMILIES", "conv2d", "loss", "matmul", "optimizers", "pool2d", "relu", "sums"]

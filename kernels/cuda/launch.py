@@ -95,7 +95,19 @@ def address(array) -> int:
     return array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr
 
 
-REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}
+def empty(like, *shape: int):
+    """Memory for a kernel's own use, where the array `like` lies and of its type; on a GPU from CuPy's pool."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, like.dtype)
+    import cupy
+
+    with like.device:
+        return cupy.empty(shape, like.dtype)
+
+
+# --- operands: arrays that a kernel reads wherever they lie -------------------------------------------------------------
+
+REALS = {np.dtype(np.float32): "float", np.dtype(np.float64): "double"}  # what kernels compute in
 
 
 def real(name: str, dtype) -> str:
@@ -105,11 +117,21 @@ def real(name: str, dtype) -> str:
     return REALS[dtype]
 
 
-def strided(array) -> tuple:
-    """The array and its strides in elements. Copied is only one that has none: numbers that don't lie at multiples of their size."""
+def in_elements(array):
+    """The array, or a copy where its numbers don't lie at multiples of their size: strides are whole numbers of elements."""
     if address(array) % array.itemsize or any(s % array.itemsize for s in array.strides):
-        array = array.copy()
-    return array, [s // array.itemsize for s in array.strides]
+        return array.copy()
+    return array
+
+
+def strides_of(array) -> list[int]:
+    return [s // array.itemsize for s in array.strides]
+
+
+def strided(array) -> tuple:
+    """The array (or a copy: in_elements) and its strides in elements."""
+    array = in_elements(array)
+    return array, strides_of(array)
 
 
 def contiguous(a):

@@ -9,6 +9,9 @@
 //              registers while these are multiplied (double buffering: two panels of shared memory, one barrier a step).
 //   async      as vectors, but copies go past the registers and are two steps ahead (cp.async, from sm_80 on).
 //
+// A dense layer has few rows and many terms: few blocks, each with a long way to go. There vectors and async split the terms
+// among more blocks: split s writes its sums to c + s * c_split, and sums.cu adds them up in order.
+//
 // `tinynet explain matmul --device cuda-emulator` counts what each of them asks of memory.
 //
 // All inputs lie in memory as they please: strides, in elements, come with them. c is contiguous. The first three read
@@ -21,6 +24,7 @@
 //   B_ALONG_TERMS  1: b[:, j] lies side by side, as a dense layer's weights do; 0: b[t, :]
 //   WIDE           1: four numbers at a time, since all rows start at multiples of 16 bytes
 #include "async_copy.cuh"
+#include "panels.cuh"
 
 #ifdef TILE
 #define REAL float
@@ -113,14 +117,13 @@ extern "C" __global__ void __launch_bounds__(256) matmul_registers(PRODUCT) {
 #else
 // --- what vectors and async share ----------------------------------------------------------------------------------------
 
-constexpr int TERMS = 8;                            // of one step
-constexpr int THREADS = (TILE / 8) * (TILE / 8);    // 8 x 8 elements each
-constexpr int EACH = TILE * TERMS / THREADS;        // numbers of an operand that a thread brings in a step
-// A panel holds one step of an operand: [term][line], where a line is a row of a or a column of b. Four more than it has,
-// so that 4 lines x 8 terms, or 16 lines x every fourth term, which a warp stores at once, lie in different banks.
-typedef float Panel[TERMS][TILE + 4];
+constexpr int THREADS = (TILE / 8) * (TILE / 8);  // 8 x 8 elements each
+constexpr int EACH = TILE * TERMS / THREADS;      // numbers of an operand that a thread brings in a step
 
-// An operand as its block sees it: from the block's first line on.
+// Split s is that of the blocks with blockIdx.y = s. It has split_terms terms, a multiple of TERMS.
+#define SPLIT_PRODUCT PRODUCT, int split_terms, long long c_split
+
+// An operand as its block sees it: from the block's first line and its split's first term on.
 struct Operand {
   const float* start;
   long long line, term;  // strides
@@ -134,20 +137,6 @@ struct Spot {
 template <bool along_terms, int wide> __device__ __forceinline__ Spot spot(int n) {
   if (along_terms) return {n / (TERMS / wide), n % (TERMS / wide) * wide};
   return {n % (TILE / wide) * wide, n / (TILE / wide)};
-}
-
-// One step: c's 8 x 8 elements of this thread, in four quarters of 4 x 4, so that neighbours read 16 bytes side by side.
-__device__ __forceinline__ void multiply(Panel& a, Panel& b, float (&sum)[8][8]) {
-  int x = threadIdx.x * 4, y = threadIdx.y * 4;
-#pragma unroll
-  for (int t = 0; t < TERMS; t++) {
-    float4 top = *(float4*)&a[t][y], bottom = *(float4*)&a[t][TILE / 2 + y];
-    float4 near = *(float4*)&b[t][x], far = *(float4*)&b[t][TILE / 2 + x];
-    float left[8] = {top.x, top.y, top.z, top.w, bottom.x, bottom.y, bottom.z, bottom.w};
-    float right[8] = {near.x, near.y, near.z, near.w, far.x, far.y, far.z, far.w};
-#pragma unroll
-    for (int n = 0; n < 64; n++) sum[n / 8][n % 8] = fmaf(left[n / 8], right[n % 8], sum[n / 8][n % 8]);
-  }
 }
 
 __device__ __forceinline__ void write(float* c, const Part& part, int rows, int columns, const float (&sum)[8][8]) {
@@ -194,7 +183,7 @@ template <bool along_terms> struct Carried {
     }
   }
 
-  __device__ __forceinline__ void store(Panel& panel) const {
+  __device__ __forceinline__ void store(Panel<TILE>& panel) const {
     int thread = threadIdx.y * (TILE / 8) + threadIdx.x;
 #pragma unroll
     for (int n = 0; n < EACH / wide; n++) {
@@ -208,11 +197,13 @@ template <bool along_terms> struct Carried {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(PRODUCT) {
-  __shared__ __align__(16) Panel a_panels[2], b_panels[2];
+extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(SPLIT_PRODUCT) {
+  __shared__ __align__(16) Panel<TILE> a_panels[2], b_panels[2];
   Part part = part_of_block(rows, columns, TILE, TILE);
-  Operand left{a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
-  Operand right{b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
+  int skipped = blockIdx.y * split_terms;  // the terms of the splits before
+  terms = min(terms - skipped, split_terms);
+  Operand left{a + part.batch * a_batch + part.row * a_row + skipped * a_term, a_row, a_term, rows - part.row, terms};
+  Operand right{b + part.batch * b_batch + part.column * b_column + skipped * b_term, b_column, b_term, columns - part.column, terms};
   Carried<A_ALONG_TERMS> for_a;
   Carried<B_ALONG_TERMS> for_b;
   float sum[8][8] = {};
@@ -222,9 +213,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_vectors(PRODUCT) {
     // One barrier is enough: who passes it has multiplied from the other panels, which are the next to be stored to.
     __syncthreads();
     if (first + TERMS < terms) for_a.fetch(left, first + TERMS), for_b.fetch(right, first + TERMS);  // on their way meanwhile
-    multiply(a_panels[now], b_panels[now], sum);
+    multiply<TILE, TILE>(a_panels[now], b_panels[now], threadIdx.y, threadIdx.x, sum);
   }
-  write(c, part, rows, columns, sum);
+  write(c + blockIdx.y * c_split, part, rows, columns, sum);
 }
 
 // --- async ---------------------------------------------------------------------------------------------------------------
@@ -233,7 +224,7 @@ constexpr int STAGES = 3;  // panels of an operand: one that is multiplied, two 
 
 // Starts the copies of one step. Four numbers at a time where they lie side by side along the lines, as in a panel; else
 // one by one, since a copy can't turn them.
-template <bool along_terms> __device__ __forceinline__ void start(Panel& panel, const Operand& from, int first) {
+template <bool along_terms> __device__ __forceinline__ void start(Panel<TILE>& panel, const Operand& from, int first) {
   constexpr int wide = WIDE && !along_terms ? 4 : 1;
   int thread = threadIdx.y * (TILE / 8) + threadIdx.x;
 #pragma unroll
@@ -248,11 +239,13 @@ template <bool along_terms> __device__ __forceinline__ void start(Panel& panel, 
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(PRODUCT) {
-  __shared__ __align__(16) Panel a_panels[STAGES], b_panels[STAGES];
+extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(SPLIT_PRODUCT) {
+  __shared__ __align__(16) Panel<TILE> a_panels[STAGES], b_panels[STAGES];
   Part part = part_of_block(rows, columns, TILE, TILE);
-  Operand left{a + part.batch * a_batch + part.row * a_row, a_row, a_term, rows - part.row, terms};
-  Operand right{b + part.batch * b_batch + part.column * b_column, b_column, b_term, columns - part.column, terms};
+  int skipped = blockIdx.y * split_terms;  // the terms of the splits before
+  terms = min(terms - skipped, split_terms);
+  Operand left{a + part.batch * a_batch + part.row * a_row + skipped * a_term, a_row, a_term, rows - part.row, terms};
+  Operand right{b + part.batch * b_batch + part.column * b_column + skipped * b_term, b_column, b_term, columns - part.column, terms};
   float sum[8][8] = {};
   for (int ahead = 0; ahead < STAGES - 1; ahead++) {
     start<A_ALONG_TERMS>(a_panels[ahead], left, ahead * TERMS);
@@ -265,8 +258,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_async(PRODUCT) {
     int next = (now + STAGES - 1) % STAGES, later = first + (STAGES - 1) * TERMS;  // the panels that were multiplied last
     if (later < terms) start<A_ALONG_TERMS>(a_panels[next], left, later), start<B_ALONG_TERMS>(b_panels[next], right, later);
     copy_async_commit();  // a group a step, even if it is empty: so they can be counted
-    multiply(a_panels[now], b_panels[now], sum);
+    multiply<TILE, TILE>(a_panels[now], b_panels[now], threadIdx.y, threadIdx.x, sum);
   }
-  write(c, part, rows, columns, sum);
+  write(c + blockIdx.y * c_split, part, rows, columns, sum);
 }
 #endif

@@ -14,24 +14,36 @@ from pathlib import Path
 import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import REALS, address, kernel, real, strided
+from tinynet.kernels.cuda.launch import REALS, address, empty, in_elements, kernel, real, strides_of
+from tinynet.kernels.cuda.sums import add_parts, split_of
 
 FILE = Path(__file__).with_suffix(".cu")
 ENOUGH_BLOCKS = 128  # as many multiprocessors as a large GPU has: with fewer blocks of 128 x 128 some would stand idle
+LEAST_TERMS = 128  # of a sum that is split, in each part
 
 
 def _operand(m):
     """A batch of matrices, (batch, rows, columns), of which every element is a whole number of elements from the first."""
-    return strided(m.reshape(-1, *m.shape[-2:]))[0]
+    return in_elements(m.reshape(-1, *m.shape[-2:]))
 
 
-def _launch(variant: str, a, b, out, block: tuple[int, int], high: int, wide: int, **defines) -> None:
-    """One launch with a block for each `high` x `wide` elements of a matrix."""
-    batch, rows, columns = out.shape
-    (_, a_strides), (_, b_strides) = strided(a), strided(b)
+def _launch(variant: str, a, b, parts, block: tuple[int, int], high: int, wide: int, *split: int, **defines) -> None:
+    """One launch with a block for each `high` x `wide` elements of a matrix of each part."""
+    count, batch, rows, columns = parts.shape
     blocks = batch * -(-rows // high) * -(-columns // wide)
-    run = kernel(out, FILE, f"matmul_{variant}", **defines)
-    run((blocks,), block, (a, *a_strides, b, *b_strides, out, rows, columns, a.shape[2]))
+    run = kernel(parts, FILE, f"matmul_{variant}", **defines)
+    run((blocks, count), block, (a, *strides_of(a), b, *strides_of(b), parts, rows, columns, a.shape[2], *split))
+
+
+def _fast(variant: str, a, b, c) -> None:
+    """By vectors or async: where blocks are few and terms many, in parts that are added up."""
+    tile = tile_of(c.shape)
+    batch, rows, columns = c.shape
+    count, each = split_of(a.shape[2], 8, batch * -(-rows // tile) * -(-columns // tile), LEAST_TERMS)
+    parts = empty(c, count, *c.shape) if count > 1 else c[None]
+    _launch(variant, a, b, parts, (tile // 8, tile // 8), tile, tile, each, c.size, TILE=tile, **form_of(a, b, parts[0]))
+    if count > 1:
+        add_parts(parts, c)
 
 
 def units():
@@ -56,14 +68,13 @@ def _matmul(variant: str, a, b, out) -> None:
         return
     a, b, c = _operand(a), _operand(b), out.reshape(-1, *out.shape[-2:])
     if variant == "naive":
-        _launch(variant, a, b, c, (32, 8), 8, 32, REAL=number)
+        _launch(variant, a, b, c[None], (32, 8), 8, 32, REAL=number)
     elif variant == "tiles":
-        _launch(variant, a, b, c, (16, 16), 16, 16, REAL=number)
+        _launch(variant, a, b, c[None], (16, 16), 16, 16, REAL=number)
     elif variant == "registers" or out.dtype == np.float64:  # the simple variants do float64
-        _launch("registers", a, b, c, (16, 16), 64, 64, REAL=number)
+        _launch("registers", a, b, c[None], (16, 16), 64, 64, REAL=number)
     else:
-        tile = tile_of(c.shape)
-        _launch(variant, a, b, c, (tile // 8, tile // 8), tile, tile, TILE=tile, **form_of(a, b, c))
+        _fast(variant, a, b, c)
 
 
 def tile_of(shape: tuple[int, int, int]) -> int:

@@ -114,15 +114,15 @@ def _read(log: str, gpu: int) -> Iterator[Needs]:
         yield Needs(name, gpu, int(registers), int(shared[1]) if shared else 0, int(stack), int(stores) + int(loads))
 
 
-def table() -> str:
-    """All kernels on all GPUs, in Markdown: registers of a thread, and occupancy."""
+def table(chosen: list[int] | None = None) -> str:
+    """All kernels on these GPUs, or on all that are known, in Markdown: registers of a thread, and occupancy."""
     from tinynet.kernels.cuda import FAMILIES
 
-    known = gpus()
-    lines = ["| | threads | shared memory | " + " | ".join(f"sm_{gpu}" for gpu in known) + " |", "|---" * (3 + len(known)) + "|"]
+    chosen = gpus() if chosen is None else chosen
+    lines = ["| | threads | shared memory | " + " | ".join(f"sm_{gpu}" for gpu in chosen) + " |", "|---" * (3 + len(chosen)) + "|"]
     for family in FAMILIES:
         for title, kernel, defines, threads in family.occupancy_rows():
-            found = [compiled(Source.read(family.FILE), defines, gpu)[kernel] for gpu in known]
+            found = [compiled(Source.read(family.FILE), defines, gpu)[kernel] for gpu in chosen]
             cells = [f"{needs.registers}, {needs.occupancy(threads):.0%}" for needs in found]
             lines.append(f"| {title} | {threads} | {found[0].shared / 1024:.1f} KiB | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

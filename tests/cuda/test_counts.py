@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tinynet import explain
 from tinynet.cli import app
 from tinynet.dispatch import find, kernels
-from tinynet.geometry import PoolWindow
+from tinynet.geometry import PoolWindow, Window, in_layout
 from tinynet.kernels.cuda import matmul
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
@@ -110,6 +110,15 @@ def test_matmul_is_coalesced_and_free_of_conflicts_however_its_operands_lie(orde
         assert p.transactions == p.least, f"{p.line} {'writes' if p.writes else 'reads'} {p.memory} memory by {p.transactions} where {p.least} would do"
 
 
+@pytest.mark.parametrize("variant", ["vectors", "async"])
+def test_so_is_a_product_whose_terms_are_split(variant, rng):
+    a, b, out = (rng.standard_normal(shape).astype(np.float32) for shape in ((64, 512), (512, 64), (64, 64)))
+    with checked() as found:
+        find("matmul", f"cuda-emulator.{variant}").function(a, b, out=out)
+    assert [(launch.kernel, launch.grid) for launch in found.launches] == [(f"matmul_{variant}", (1, 4, 1)), ("add_parts", (128, 1, 1))]
+    assert all(p.transactions == p.least for launch in found.launches for p in launch.places)
+
+
 @pytest.mark.parametrize("variant", ["naive", "tiles", "registers"])
 def test_the_simple_variants_of_matmul_are_too_where_rows_lie_side_by_side(variant, rng):
     a, b, out = (rng.standard_normal((64, 64)).astype(np.float32) for _ in "abc")
@@ -183,6 +192,55 @@ def test_pooling_of_any_window_wastes_little(size, stride, padding, name, layout
     assert total("transactions") <= 2 * total("least")
 
 
+def watched(name: str, rng, layout: str, x, k, size, groups=1):
+    """What the default variant asks of memory, launch by launch, on 3 x 3 or 1 x 1 windows that leave the image's size as it is."""
+    n, c, h, w = x
+    whole = lambda *shape: rng.integers(-3, 4, shape).astype(np.float32)
+    x, weight, dy = whole(*in_layout(n, c, h, w, layout)), whole(k, c // groups, size, size), whole(*in_layout(n, k, h, w, layout))
+    window = Window(x.shape, weight.shape, 1, size // 2, 1, groups, layout)
+    arrays = {"conv2d": (x, weight, whole(k)), "conv2d_dx": (dy, weight), "conv2d_dw": (dy, x), "conv2d_db": (dy,)}[name]
+    more = {"conv2d": window, "conv2d_dx": {"x_shape": x.shape, **window}, "conv2d_dw": {"weight_shape": weight.shape, **window}, "conv2d_db": {"layout": layout}}[name]
+    with checked() as found:
+        getattr(kernels("cuda-emulator"), name)(*arrays, **more)
+    return found.launches
+
+
+def excess(launch) -> dict[str, float]:
+    """By memory: transactions for each one that would do."""
+    return {memory: launch.total(memory, "transactions") / max(1, launch.total(memory, "least")) for memory in ("global", "shared")}
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db"])
+def test_convolution_is_coalesced_and_free_of_conflicts(name, layout, rng):
+    launches = watched(name, rng, layout, (2, 32, 8, 16), 64, 1)
+    assert len(launches) == 1 + (name == "conv2d_dw") or name == "conv2d_db"
+    for launch in launches:
+        assert all(p.transactions == p.least for p in launch.places), launch.places
+
+
+@pytest.mark.parametrize(
+    "name, layout, most",
+    [("conv2d", "NCHW", 1.15), ("conv2d_dx", "NCHW", 1.15), ("conv2d_dw", "NCHW", 1.7), ("conv2d", "NHWC", 1), ("conv2d_dx", "NHWC", 1), ("conv2d_dw", "NHWC", 1)],
+)
+def test_windows_that_start_anywhere_cost_little_more(name, layout, most, rng):
+    """A window's row starts at any column, so what lies side by side begins in the middle of a sector. Channels never do."""
+    launches = watched(name, rng, layout, (2, 16, 8, 32), 64, 3)
+    assert launches[0].kernel == "conv2d_registers"
+    assert excess(launches[0])["shared"] == 1 and excess(launches[0])["global"] <= most
+    for launch in launches[1:]:
+        assert launch.kernel == "add_parts" and excess(launch)["shared"] == 1
+        reads = [p for p in launch.places if p.memory == "global" and not p.writes]
+        assert all(p.transactions == p.least for p in reads), "parts; dw of NHWC is turned when it is written"
+
+
+@pytest.mark.parametrize("layout, most", [("NCHW", 1.2), ("NHWC", 1)])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_dx"])
+def test_depthwise_is_coalesced_too(name, layout, most, rng):
+    launches = watched(name, rng, layout, (2, 64, 8, 8), 64, 3, groups=64)
+    assert [launch.kernel for launch in launches] == ["conv2d_direct"] and excess(launches[0])["global"] <= most
+
+
 # --- tinynet explain ---------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +279,16 @@ def test_explain_prints_it_and_says_what_it_is_not():
     text = " ".join(CliRunner().invoke(app, ["explain", "matmul"]).stdout.split())
     assert "c[..., i, j] = sum over t" in text and "structure, not time" in text and "nothing here ran on a GPU" in text
     assert f"│ {told['variants'][0]['requests']:,} │" in text
+
+
+def test_explain_tells_the_story_of_a_convolution():
+    for name in ("conv2d", "conv2d_dx", "conv2d_dw"):
+        direct, tiles, registers = found = explain.count(name)
+        assert [c.variant for c in found] == ["direct", "tiles", "registers"]
+        assert direct.bytes_moved > 10 * tiles.bytes_moved > 15 * registers.bytes_moved, "each reads less than the one before"
+        assert tiles.passes > 2 * registers.passes and all(c.passes == c.least_passes for c in found)
+    direct, parts = explain.count("conv2d_db")
+    assert direct.bytes_moved > 7 * parts.bytes_moved and parts.bytes_moved < 1.1 * parts.least_bytes
 
 
 @pytest.mark.parametrize("arguments, said", [(["matmull"], "there is no kernel 'matmull'"), (["matmul", "--device", "cpu"], "there is no device that counts 'cpu'")])

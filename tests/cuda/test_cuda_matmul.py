@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product as product_of
+
 import numpy as np
 import pytest
 from ready import READY
@@ -12,6 +14,7 @@ from tinynet import oracle
 from tinynet.devices import array_module, to_host
 from tinynet.dispatch import find, kernels, use, variants
 from tinynet.kernels.cuda import matmul
+from tinynet.kernels.cuda.sums import split_of
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.oracle import check
@@ -101,6 +104,26 @@ def test_batches_in_any_order_and_shared_by_strides_of_zero(device, rng):
 
 
 @pytest.mark.parametrize("device", READY)
+def test_few_blocks_of_many_terms_are_split_and_give_the_same_bits_again(device, rng):
+    xp = array_module(device)
+    for left, right in (((10, 1000), (1000, 12)), ((66, 509), (509, 7)), ((2, 3, 5, 300), (2, 3, 300, 8))):
+        a, b = whole(rng, left), whole(rng, right)
+        reals = [xp.asarray(rng.standard_normal(m.shape).astype(np.float32)) for m in (a, b)]
+        for variant in FAST:
+            assert np.array_equal(to_host(product(device, variant, xp.asarray(a), xp.asarray(b))), a @ b), f"{left} by {right}"
+            assert np.array_equal(*(to_host(product(device, variant, *reals)) for _ in range(2)))
+
+
+def test_how_sums_are_split():
+    assert split_of(1000, 8, 1, 128) == (7, 144), "at least 128 terms each"
+    assert split_of(1000, 8, 64, 128) == (4, 256), "256 blocks are enough"
+    assert split_of(255, 8, 1, 128) == (1, 256) and split_of(10**6, 8, 200, 128) == (1, 10**6)
+    for terms, step, blocks, least in product_of(range(1, 400, 7), (1, 8, 16), (1, 5, 100, 300), (1, 64)):
+        parts, each = split_of(terms, step, blocks, least)
+        assert each % step == 0 and (parts - 1) * each < terms <= parts * each and (parts == 1 or parts * blocks <= 256), "no part is empty"
+
+
+@pytest.mark.parametrize("device", READY)
 def test_the_op_and_its_gradients(device, rng):
     x, weight, dy = whole(rng, (5, 12)), whole(rng, (8, 12)), whole(rng, (5, 8))
     x, weight = (tinynet.tensor(m, device=device, requires_grad=True) for m in (x, weight))
@@ -135,7 +158,7 @@ def test_other_types_are_refused():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_clean_in_checked_mode(variant, rng):
     """No race, nothing out of bounds, no barrier missed: in random orders of threads and blocks, and at every kind of edge."""
-    for seed, (i, t, j) in enumerate([(64, 24, 64), (66, 40, 50), (65, 9, 67), (3, 1, 130)]):
+    for seed, (i, t, j) in enumerate([(64, 24, 64), (66, 40, 50), (65, 9, 67), (3, 1, 130), (5, 300, 6)]):
         for orders in ("CC", "FF") if seed % 2 else ("CF", "FC"):
             a, b = (np.asarray(whole(rng, shape), order=order) for shape, order in zip(((i, t), (t, j)), orders))
             with checked(seed):

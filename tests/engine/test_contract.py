@@ -11,12 +11,12 @@ from tinynet.devices import devices
 from tinynet.dispatch import find, kernels, variants
 from tinynet.kernels.contract import CONTRACTS, IMPLEMENTATIONS, implements
 
-# The CUDA devices get their kernels one family after another; tests/cuda proves those that are there.
+# tests/cuda proves the CUDA devices' kernels.
 READY = [device for device, reason in devices().items() if reason is None and not device.startswith("cuda")]
 IMAGES = dict(stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1, layout="NCHW")
 
 
-@pytest.mark.parametrize("device", READY)
+@pytest.mark.parametrize("device", [*READY, "cuda", "cuda-emulator"])
 @pytest.mark.parametrize("name", CONTRACTS)
 def test_every_device_has_every_kernel(name, device):
     assert variants(name, device), f"{device} has no {name}"

@@ -26,9 +26,9 @@ from tinynet.kernels.kept import announced, folders, say
 
 FOLDER = Path(__file__).parent
 MOST_SHARED = 99 << 10  # bytes of shared memory that a block may have: as much as every GPU from sm_80 on gives
-_ALWAYS = ("-fPIC", "-fno-exceptions", "-fno-strict-aliasing", "-fno-extern-tls-init", "-fno-gnu-unique", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-gdwarf-4", f"-I{FOLDER}")
+_ALWAYS = ("-fPIC", "-fno-exceptions", "-fno-strict-aliasing", "-fno-optimize-sibling-calls", "-fno-extern-tls-init", "-fno-gnu-unique", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas", "-gdwarf-4", f"-I{FOLDER}")
 _PLAIN = ("-O2", "-g1")
-_CHECKED = ("-O1", "-g", "-fno-optimize-sibling-calls", "-fsanitize=thread,bounds")  # every access calls checker.cpp
+_CHECKED = ("-O1", "-g", "-fsanitize=thread,bounds")  # every access calls checker.cpp
 _HOST = ("-std=c++20", "-O2", "-g1")
 
 # As they read when device.h's macros are replaced

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinynet.kernels.cuda.emulator.faults import KINDS, KernelFault, described, source_line
+from tinynet.kernels.cuda.emulator.faults import KernelFault, source_line, told
 
 GAP = 1 << 16  # bytes of nobody's memory around each array
 _watching: ContextVar["Watch | None"] = ContextVar("tinynet_watching", default=None)
@@ -106,10 +106,7 @@ class Watch:
             Place(source_line(library, s.at), ("global", "shared")[s.shared], bool(s.writes), s.size, s.requests, s.lanes, s.transactions, s.least) for s in sites
         )
         self.launches.append(Counted(kernel, grid, block, barriers, places))
-        for fault in faults:
-            if KINDS[fault.kind] == "barriers differ" and source_line(library, fault.at) == source_line(library, fault.other_at):
-                continue  # one barrier, which the compiler wrote twice
-            self.faults.append(described(fault, kernel, library))
+        self.faults += told(faults, kernel, library)
 
 
 @contextmanager

@@ -96,3 +96,9 @@ def described(fault: Fault, kernel: str, library: str) -> str:
         text = f"stack: {me} needs more than the emulator's 64 KiB for its local variables"
     again = f" ({fault.times} times)" if fault.times > 1 else ""
     return f"{kernel}, {at}: {text}{again}"
+
+
+def told(faults, kernel: str, library: str) -> list[str]:
+    """A sentence for each of them, less those that are none: one barrier, which the compiler wrote twice."""
+    twice = lambda fault: KINDS[fault.kind] == "barriers differ" and source_line(library, fault.at) == source_line(library, fault.other_at)
+    return [described(fault, kernel, library) for fault in faults if not twice(fault)]

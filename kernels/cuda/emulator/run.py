@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from tinynet.kernels.cuda.emulator import build, checked
-from tinynet.kernels.cuda.emulator.faults import Fault, KernelFault, described
+from tinynet.kernels.cuda.emulator.faults import Fault, KernelFault, told
 from tinynet.kernels.cuda.launch import Source, sizes
 
 FAULTS, SITES = 16, 256  # that one launch reports
@@ -75,8 +75,8 @@ def kernel(like: np.ndarray, source: Source, words: tuple[str, ...], name: str):
         values = [_value(name, place, letter, value) for place, (letter, value) in enumerate(zip(letters, arguments))]
         how = Launch(blocks, threads, shared, 1 if watch else min(_cores(), prod(blocks)), -1)
         if watch is None:
-            if faults := _run(library, entry, how, values):
-                raise KernelFault([described(fault, name, library._name) for fault in faults])
+            if faults := told(_run(library, entry, how, values), name, library._name):
+                raise KernelFault(faults)
             return
         sites = (Site * SITES)()
         how.sites, how.site_room = sites, SITES
