@@ -1,4 +1,4 @@
-"""The dense part of the article's networks on CUDA's devices: forward, loss, gradients and steps, each held against the truth.
+"""The article's networks on CUDA's devices, whole, and their dense parts: forward, loss, gradients and steps, each held against the truth.
 
 From the device's own weights before a step the truth of loss and gradients is computed again, with the bounds that compare
 derives for whole networks; and what the step makes of weights, gradients and state must lie within the oracle's.
@@ -14,7 +14,7 @@ import tinynet
 from tinynet import functional as F
 from tinynet import optim, oracle
 from tinynet.compare.bounds import truth
-from tinynet.compare.networks import Dense, Network, ReLU, canonical_state, get
+from tinynet.compare.networks import CLASSES, IMAGE, Conv, Dense, Flatten, MaxPool, Network, ReLU, canonical_state, get
 from tinynet.devices import array_module, to_host
 from tinynet.dispatch import find, kernels
 from tinynet.kernels.cuda.emulator.checked import checked
@@ -26,9 +26,21 @@ def dense_part(name: str) -> Network:
     return Network(f"the dense part of {name}", layers[first:], "logits")
 
 
+def whole(name: str) -> Network:
+    return Network(name, get(name).layers, "logits")
+
+
 def loss_of(network: Network, parameters, x, target):
     for layer in network.layers:
-        x = F.relu(x) if isinstance(layer, ReLU) else F.linear(x, parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"])
+        if isinstance(layer, ReLU):
+            x = F.relu(x)
+        elif isinstance(layer, MaxPool):
+            x = F.max_pool2d(x, layer.size)
+        elif isinstance(layer, Flatten):
+            x = F.flatten(x)
+        else:
+            weight, bias = parameters[f"{layer.name}.weight"], parameters[f"{layer.name}.bias"]
+            x = F.linear(x, weight, bias) if isinstance(layer, Dense) else F.conv2d(x, weight, bias, padding=layer.padding)
     return F.cross_entropy(x, target)
 
 
@@ -47,18 +59,21 @@ def stepped(optimizer, w, g, state):
 
 @pytest.mark.parametrize("device", READY)
 @pytest.mark.parametrize(
-    "name, make, steps",
+    "network, make, steps",
     [
-        ("keras", lambda p: optim.SGD(p, lr=0.001, momentum=0.9, nesterov=True, weight_decay=0.01), 3),
-        ("keras", lambda p: optim.AdamW(p, lr=0.0005), 3),
-        ("tensorflow", lambda p: optim.Adam(p, lr=0.00002), 2),
+        (whole("keras"), lambda p: optim.SGD(p, lr=0.001, momentum=0.9), 3),
+        (whole("tensorflow"), lambda p: optim.SGD(p, lr=0.001, momentum=0.9), 3),
+        (dense_part("keras"), lambda p: optim.SGD(p, lr=0.001, momentum=0.9, nesterov=True, weight_decay=0.01), 3),
+        (dense_part("keras"), lambda p: optim.AdamW(p, lr=0.0005), 3),
+        (dense_part("tensorflow"), lambda p: optim.Adam(p, lr=0.00002), 2),
     ],
-    ids=["keras, SGD", "keras, AdamW", "tensorflow, Adam"],
+    ids=["keras, whole", "tensorflow, whole", "keras, SGD", "keras, AdamW", "tensorflow, Adam"],
 )
-def test_the_dense_part_of_a_network_trains(name, make, steps, device, rng):
-    network, whole = dense_part(name), canonical_state(get(name))
-    parameters = {key: tinynet.tensor(whole[key], device=device, requires_grad=True) for key in network.parameters()}
-    x, target = rng.standard_normal((4, network.layers[0].in_features)).astype(np.float32), rng.integers(0, 10, 4)
+def test_a_network_trains(network, make, steps, device, rng):
+    state = canonical_state(network)
+    parameters = {key: tinynet.tensor(state[key], device=device, requires_grad=True) for key in network.parameters()}
+    shape = (2, *IMAGE) if isinstance(network.layers[0], Conv) else (4, network.layers[0].in_features)
+    x, target = rng.standard_normal(shape).astype(np.float32), rng.integers(0, CLASSES, shape[0])
     optimizer = make(list(parameters.values()))
     losses = []
     for _ in range(steps):
