@@ -233,9 +233,12 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
 
     deep = 128 if rows <= FEW_ROWS else max(64, PANEL // (lanes * item))  # shallow panels are wide: few rows wait for memory, which is quickest in long runs
     term_block = min(terms, up(ceil(terms / ceil(terms / deep)), 8))  # blocks of equal depth
-    wide = min(max(PANELS // (term_block * item), 2 * lanes), max(ceil(columns / parts), 2 * lanes), columns)
+    wide = max(PANELS // (term_block * item), 2 * lanes)
+    if rows < 8 * high * parts:  # too few to give each thread some; else c is best written in long runs
+        wide = min(wide, max(ceil(columns / parts), 2 * lanes))
+    wide = min(wide, columns)
     column_block = up(wide, lanes) if wide == columns else max(wide // lanes, 1) * lanes
-    tall = max(ceil(rows / max(1, parts // ceil(columns / column_block))), 8 * high)
+    tall = max(ceil(rows / ceil(parts / ceil(columns / column_block))), 8 * high)
     if term_block < terms:
         tall = min(tall, max(PANELS // (column_block * item), 8 * high))
     row_block = up(min(tall, rows), high)
@@ -246,8 +249,10 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
 
 
 def is_packed(rows: int, columns: int, terms: int, dtype) -> bool:
-    """Whether a @ b is `gemm_packed`'s rather than `gemm`'s: many rows share b, which is larger than what stays at hand anyway."""
-    return rows > FEW and columns * terms * np.dtype(dtype).itemsize > PANELS
+    """Whether a @ b is `gemm_packed`'s rather than `gemm`'s: many rows share b, which is larger than what stays at hand anyway, or
+    c is, which it writes in longer runs."""
+    item = np.dtype(dtype).itemsize
+    return rows > FEW and (columns * terms * item > PANELS or rows * columns * item > 8 * PANELS)
 
 
 def turned_is_packed(rows: int, columns: int, terms: int) -> bool:
