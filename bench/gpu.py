@@ -179,7 +179,8 @@ def see_gpu() -> tuple[object, str]:
 
 
 def torch_call(torch, work: Work, window: dict) -> Callable[[], object] | None:
-    """What torch calls this kernel; None where it has no such call: paddings that differ from side to side, NHWC."""
+    """What torch calls this kernel; None where it has no such call: paddings that differ from side to side, NHWC, a loss
+    with its gradient in one, a step of an optimiser with state."""
     parameters = {**window, **work.parameters}
     sides = parameters.get("padding", ((0, 0), (0, 0)))
     if parameters.get("layout") == "NHWC" or any(a != b for a, b in sides):
@@ -214,6 +215,8 @@ def torch_call(torch, work: Work, window: dict) -> Callable[[], object] | None:
         "matmul": lambda: torch.matmul(*arrays),
         "conv2d": lambda: f.conv2d(*arrays, stride, padding, dilation, groups),
         "conv2d_db": lambda: arrays[0].sum((0, 2, 3)),
+        "relu_dx": lambda: aten.threshold_backward(*arrays, 0),
+        "sgd_step": None if parameters.get("momentum") or parameters.get("weight_decay") else lambda: torch.sub(arrays[0], arrays[1], alpha=parameters["lr"]),
         "avg_pool2d": lambda: f.avg_pool2d(arrays[0], size, stride, padding, ceil, parameters["count_include_pad"]),
     }.get(work.name)
 

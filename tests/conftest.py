@@ -1,4 +1,4 @@
-"""What all tests share: random numbers that repeat, and fresh processes."""
+"""What all tests share: random numbers that repeat, fresh processes, and last lines that say what of CUDA was proved, and where."""
 
 from __future__ import annotations
 
@@ -31,3 +31,22 @@ def python():
         )
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What of CUDA was proved on a GPU, what on the emulator, and what the real compiler took. (Here, since a folder's own conftest
+    is read by the workers, and these lines are the chief's.)"""
+    import tinynet
+    from tinynet.kernels.cuda import occupancy
+
+    passed = [report.nodeid for report in terminalreporter.stats.get("passed", []) if report.when == "call" and "tests/cuda/" in report.nodeid]
+    missing = tinynet.devices()
+    on_gpu = sum(node.endswith("-cuda]") or "[cuda]" in node for node in passed)
+    emulated = sum("cuda-emulator" in node or any(f"test_{name}.py" in node for name in ("emulator", "checked", "counts")) for node in passed)
+    stood_in = sum("test_gpus.py" in node or "stand-in" in node for node in passed)
+    compiled = sum("test_nvrtc.py" in node for node in passed)
+    say = terminalreporter.write_line
+    say(f"CUDA on a GPU: {f'{on_gpu} tests passed' if on_gpu else 'nothing was verified'}{'' if missing['cuda'] is None else ': ' + missing['cuda'].partition(';')[0]}")
+    say(f"CUDA on the emulator: {f'{emulated} tests passed' if emulated else 'nothing was verified'}{'' if missing['cuda-emulator'] is None else ': ' + missing['cuda-emulator']}")
+    say(f"CUDA around the kernels (several GPUs, graphs), on a stand-in for CuPy: {f'{stood_in} tests passed' if stood_in else 'nothing was verified'}")
+    say(f"CUDA compiled by NVRTC: {f'{compiled} tests passed' if compiled else 'nothing was verified'}{'' if occupancy.reason() is None else ': ' + occupancy.reason()}")

@@ -84,10 +84,13 @@ def test_what_torch_is_asked_for_is_the_kernel(network):
     for work in layers(network, 2, np.random.default_rng(0)):
         window = work.parameters if work.name == "max_pool2d" else window
         call = gpu.torch_call(torch, work, window if work.name == "max_pool2d_dx" else {})
+        if work.name in ("softmax_cross_entropy", "adam_step"):
+            assert call is None
+            continue
         verdict = oracle.judge(gpu._on_host(call()), oracle.reference.find(work.name)(*work.arrays, **work.parameters), max_zero_share=1.0)
         assert verdict, f"{work.name}, {work.layer}: {verdict}"
         names.add(work.name)
-    assert {"conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db", "matmul"} <= names
+    assert {"conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db", "matmul", "relu_dx", "sgd_step"} <= names
 
 
 def test_torch_is_not_asked_for_what_it_has_no_call_for():
