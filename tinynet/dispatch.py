@@ -102,9 +102,8 @@ def implementation(name: str, device: str):
     """The implementation that answers for kernel `name` on `device` now; all GPUs are `cuda` here."""
     chosen = _chosen.get()[-1].get(name) or from_environment().get(name)
     if chosen is None:
-        for default in _registered(device).get((name, device), ()):
-            return IMPLEMENTATIONS[name, device][default]
-        return find(name, device)
+        found = _registered(device).get((name, device))
+        return next(iter(found.values())) if found else find(name, device)  # which says why there is none
     if chosen.device != device and DEVICES[chosen.device].memory != DEVICES[device].memory:
         raise ValueError(f"{name}: {chosen.path} was chosen, which can't read the tensors' memory on {device}; move them with .to({chosen.device!r})")
     return chosen

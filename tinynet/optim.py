@@ -101,7 +101,7 @@ class SGD(Optimizer):
         k.sgd_step(w, g, v, lr=self.lr, **options, out=w if v is None else (w, v))
 
     def numbers(self, t):
-        """What the fused kernel (kernels/cpu/layers_kernels.py, sgd) reads at step t."""
+        """What the fused kernel (kernels/cpu/loss_kernels.py, sgd) reads at step t."""
         return self.lr, self.weight_decay, self.momentum, self.nesterov
 
 
@@ -123,7 +123,7 @@ class Adam(Optimizer):
         k.adam_step(w, g, m, s, t=t, lr=self.lr, **options, out=(w, m, s))
 
     def numbers(self, t):
-        """What the fused kernel (kernels/cpu/layers_kernels.py, adam) reads at step t."""
+        """What the fused kernel (kernels/cpu/loss_kernels.py, adam) reads at step t."""
         b1, b2 = self.betas
         decay, keeps = (0.0, 1 - self.lr * self.weight_decay) if self.decoupled else (self.weight_decay, 1.0)
         return self.lr / (1 - b1**t), 1 - b2**t, b1, b2, self.eps, decay, keeps, 1 - b1, 1 - b2

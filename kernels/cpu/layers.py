@@ -1,5 +1,5 @@
 """Kernels of compiled networks beside convolution and matrix product: what stands between those, and the loss. Here is what
-their rows hold; their code is in layers_kernels.py.
+their rows hold; their code is in layers_kernels.py and loss_kernels.py.
 
 Images lie as (rows, columns, channels) with a halo of zeros that nobody writes, so padding costs nothing; a row of
 numbers (the features of an image that was flattened, logits, losses) is a buffer of one pixel. A place in memory is
@@ -46,13 +46,17 @@ ROWS = fields("count x x_slot x_image y y_slot y_image dy dy_slot dy_image dx dx
 
 UPDATE = fields("count w g first second hyper fault")
 
-# --- the kernels, in layers_kernels.py ---------------------------------------------------------------------
+# --- the kernels, in layers_kernels.py and loss_kernels.py --------------------------------------------------
 
 (
-    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, softmax, softmax_back,
-    log_softmax, log_softmax_back, log, log_back, nll_loss, cross_entropy, total, row_sums, sgd, momentum, adam,
+    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, row_sums,
 ) = kernels_in(
     "layers_kernels",
-    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back softmax softmax_back "
-    "log_softmax log_softmax_back log log_back nll_loss cross_entropy total row_sums sgd momentum adam",
+    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back row_sums",
+)  # fmt: skip
+(
+    softmax, softmax_back, log_softmax, log_softmax_back, log, log_back, nll_loss, cross_entropy, total, sgd, momentum, adam,
+) = kernels_in(
+    "loss_kernels",
+    "softmax softmax_back log_softmax log_softmax_back log log_back nll_loss cross_entropy total sgd momentum adam",
 )  # fmt: skip

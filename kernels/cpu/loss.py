@@ -1,5 +1,5 @@
 """Softmax and cross-entropy in one: three passes over a row of logits, which stays in the first cache: its largest, the sum of
-exponentials, the probabilities. Its kernel (layers_kernels.py) is that of compiled networks, with all rows scaled by 1.
+exponentials, the probabilities. Its kernel (loss_kernels.py) is that of compiled networks, with all rows scaled by 1.
 """
 
 from __future__ import annotations

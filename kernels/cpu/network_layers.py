@@ -109,27 +109,23 @@ class Layers(Planner):
         """Whether a dense layer runs over all images at once."""
         return self.few or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
 
-    def _gemm(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str) -> None:
-        """c = a @ b. numbers: those that are known only when memory is laid out are functions."""
-        if tiles.is_packed(rows, columns, terms, self.T) or "hyper" in numbers:
-            self._gemm_packed(rows, columns, terms, numbers, into, touches, once, what)
-            return
-        tile, blocks = tiles.best_blocks(rows, columns, terms, self.T)
+    def _product(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, packed: bool | None = None) -> None:
+        """c = a @ b. numbers: those that are known only when memory is laid out are functions. packed: by gemm_packed, if it is not
+        left to the shape."""
+        work = None
+        if tiles.is_packed(rows, columns, terms, self.T) if packed is None else packed:
+            packs = numbers["a_term"] != 1  # a function, too, is from one image to the next
+            factory, (tile, blocks, size) = tiles.gemm_packed, tiles.best_packed(rows, columns, terms, self.T, self.slots, packs)
+            work = self.memory(Memory(size, "panels", self.slots))
+        else:
+            factory, (tile, blocks) = tiles.gemm, tiles.best_blocks(rows, columns, terms, self.T)
 
         def build():
             found = {name: value() if callable(value) else value for name, value in numbers.items()}
-            return [(self.kernel(tiles.gemm, *tile), tiles.GEMM, dict(found, rows=rows, columns=columns, terms=terms, **blocks))]
-
-        self.step(what, build, touches, 2 * rows * columns * terms, once=once, into=into, with_before=into is self.finish)
-
-    def _gemm_packed(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str) -> None:
-        tile, blocks, size = tiles.best_packed(rows, columns, terms, self.T, self.slots, numbers["a_term"] != 1)
-        work = self.memory(Memory(size, "panels", self.slots))
-
-        def build():
-            found = {name: value() if callable(value) else value for name, value in numbers.items()}
-            found.update(rows=rows, columns=columns, terms=terms, panel=At(work, alone=True), panel_slot=work.step, **blocks)
-            return [(self.kernel(tiles.gemm_packed, *tile), tiles.GEMM, found)]
+            found.update(rows=rows, columns=columns, terms=terms, **blocks)
+            if work is not None:
+                found.update(panel=At(work, alone=True), panel_slot=work.step)
+            return [(self.kernel(factory, *tile), tiles.GEMM, found)]
 
         self.step(what, build, touches, 2 * rows * columns * terms, once=once, into=into, with_before=into is self.finish)
 
@@ -158,7 +154,7 @@ class Layers(Planner):
             self.step(unit.name, build, [x, y], 2 * rows * k * t, once=once)
             return
         numbers = dict(a=At(x), a_row=lambda: self.step_of(x), a_term=1, b=At(Outside(unit.weight)), b_term=1, b_column=t, c=At(y), c_row=lambda: self.step_of(y), relu=unit.relu, **bias)
-        self._gemm_packed(rows, k, t, numbers, None, [x, y], once, unit.name)
+        self._product(rows, k, t, numbers, None, [x, y], once, unit.name, packed=True)
 
     def _keep(self, *memories) -> None:
         for m in memories:
@@ -183,11 +179,11 @@ class Layers(Planner):
             if self.graph.updates.get(unit.weight) == "sgd":
                 self.stepped[unit.weight] = (x, dy, n, k, t)
                 numbers.update(c=At(Outside(unit.weight)), hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
-                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD")
+                self._product(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", packed=True)
             else:
                 gradient = self.weight_gradient(unit.weight)
                 numbers.update(c=At(gradient))
-                self._gemm(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
+                self._product(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
         if self.needs.get(unit.x):
             mask, (dx, join) = self.mask(unit.x), self.joined(unit.x)
             if once:
@@ -196,7 +192,7 @@ class Layers(Planner):
             if mask is not None:
                 self._keep(mask)
                 numbers.update(mask=At(mask), mask_row=lambda: self.step_of(mask))
-            self._gemm(rows, t, k, numbers, None, [dy, dx, mask], once, "gradient of the rows")
+            self._product(rows, t, k, numbers, None, [dy, dx, mask], once, "gradient of the rows")
             join()
 
     def _rowwise(self, unit: Unit) -> None:

@@ -1,5 +1,5 @@
 """The steps of optimisers, in place, on all threads: each number of w, g and the state goes through the registers once. Their
-kernels (layers_kernels.py) are those of compiled networks.
+kernels (loss_kernels.py) are those of compiled networks.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import layers, threads
-from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, named
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, named, pieces
 
 WEIGHTS, GRADIENT, *STATE = ARRAYS  # where a call's arrays lie (program.Prepared); after those of the state the optimiser's numbers
-PIECE = 1 << 14  # numbers that a thread takes at a time
 
 
 @implements("sgd_step", device="cpu", variant="simd", default=True)
@@ -51,4 +50,4 @@ def _step(kernel, count: int, dtype, kept: int, numbers: int, slots: int) -> Pre
     """kept: arrays of state. After the optimiser's numbers comes a 0: no fault, so the step is taken."""
     state, hyper = dict(zip(("first", "second"), STATE[:kept])), STATE[kept]
     found = dict(count=count, w=WEIGHTS, g=GRADIENT, hyper=hyper, fault=hyper + 8 * numbers, **state)
-    return Prepared([([named(compiled(kernel, dtype), layers.UPDATE, found)], 1, 1, max(1, min(count // PIECE, 16 * slots)))], 0, dtype, 2 * (2 + kept) * count)
+    return Prepared([([named(compiled(kernel, dtype), layers.UPDATE, found)], 1, 1, pieces(count, slots))], 0, dtype, 2 * (2 + kept) * count)

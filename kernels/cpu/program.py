@@ -114,6 +114,11 @@ ARRAYS, SCRATCH = tuple(i * STAND_IN for i in range(1, MOST_ARRAYS + 1)), (MOST_
 KEPT = 256  # prepared calls of each kind of kernel
 
 
+def pieces(count: int, slots: int) -> int:
+    """The shares of a pass over so many numbers, each of them by itself: a few for each thread, none of less than 64 KiB of float32."""
+    return max(1, min(count >> 14, 16 * slots))
+
+
 class Prepared:
     """A program for arrays of one geometry, which need not be there when it is made: only their addresses are filled in at a call.
 

@@ -10,9 +10,7 @@ import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import layers, threads
-from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, named
-
-PIECE = 1 << 14  # numbers that a thread takes at a time
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, Prepared, compiled, named, pieces
 
 
 @implements("relu_dx", device="cpu", variant="simd", default=True)
@@ -24,4 +22,4 @@ def relu_dx(dy, x, *, out):
 def _pass(count: int, dtype, slots: int) -> Prepared:
     dy, x, dx, *_ = ARRAYS  # where a call's arrays lie (program.Prepared)
     row = named(compiled(layers.relu_back, dtype), layers.ELEMENTS, dict(count=count, dy=dy, x=x, dx=dx))
-    return Prepared([([row], 1, 1, max(1, min(count // PIECE, 16 * slots)))], 0, dtype, 4 * count)
+    return Prepared([([row], 1, 1, pieces(count, slots))], 0, dtype, 4 * count)

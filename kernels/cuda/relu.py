@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tinynet.kernels.cuda.both import implements_on_both
 from tinynet.kernels.cuda.launch import REALS, contiguous, kernel, real
+from tinynet.kernels.cuda.optimizers import MOST_BLOCKS
 
 FILE = Path(__file__).with_suffix(".cu")
 THREADS = 256  # of a block, as in relu.cu
-MOST_BLOCKS = 1024  # about as many as a large GPU holds at once: what is left is done by those that are there
 
 
 def units():

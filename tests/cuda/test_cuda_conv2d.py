@@ -7,19 +7,18 @@ from itertools import product
 
 import numpy as np
 import pytest
+from ready import READY, judged
 
 import tinynet
 from tinynet import functional as F
 from tinynet import oracle
 from tinynet.devices import array_module, to_host
-from tinynet.dispatch import find, kernels, use, variants
+from tinynet.dispatch import kernels, use, variants
 from tinynet.geometry import Window, in_layout
 from tinynet.kernels.cuda import conv2d, sums
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
-from tinynet.oracle import check
 
-READY = [pytest.param(name, marks=() if why is None else pytest.mark.skip(reason=f"not run on {name}: {why}")) for name, why in tinynet.devices().items() if name.startswith("cuda")]
 NAMES = ["conv2d", "conv2d_dx", "conv2d_dw"]
 VARIANTS = ["registers", "direct", "tiles"]  # the default first
 EVERY = [*product(NAMES, VARIANTS), ("conv2d_db", "parts"), ("conv2d_db", "direct")]
@@ -71,13 +70,8 @@ def test_the_variants_are_those_of_the_stories_on_both_devices():
 @pytest.mark.parametrize("device", READY)
 @pytest.mark.parametrize("name, variant, dtype", [(*one, dtype) for one, dtype in product(EVERY, ("float32", "float64")) if one[1] != "registers" or dtype == "float32"])
 def test_the_oracle_accepts_every_variant(name, variant, dtype, device):
-    if device == "cuda":
-        run = lambda *arrays, **parameters: getattr(kernels(device), name)(*arrays, **parameters)
-        with use(**{name: f"{device}.{variant}"}):
-            report = check(run, name, dtype=dtype, adapt="cupy", seed=1)
-    else:
-        large = (variant, dtype) == ("registers", "float32")
-        report = check(oracle.with_out(find(name, f"{device}.{variant}"), name), name, dtype=dtype, cases=lambda case: large or "large" not in case.label, seed=1)
+    large = device == "cuda" or (variant, dtype) == ("registers", "float32")
+    report = judged(name, variant, device, dtype=dtype, cases=lambda case: large or "large" not in case.label)
     assert report, report.explain()
     assert len(report) > 40
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ready import READY
+from ready import READY, judged
 
 import tinynet
 from tinynet import functional as F
 from tinynet import oracle
 from tinynet.devices import array_module, to_host
-from tinynet.dispatch import find, kernels, use, variants
+from tinynet.dispatch import kernels, use, variants
 from tinynet.geometry import PoolWindow
 from tinynet.kernels.cuda import pool2d
 from tinynet.kernels.cuda.emulator import build
 from tinynet.kernels.cuda.emulator.checked import checked
 from tinynet.kernels.cuda.launch import divisor
-from tinynet.oracle import check
 
 VARIANTS = {"max_pool2d": ["separable", "simple"], "max_pool2d_dx": ["near", "simple"], "avg_pool2d": ["separable", "simple"], "avg_pool2d_dx": ["separable", "simple"]}  # the default first
 EVERY = [pytest.param(name, variant, id=f"{name}-{variant}") for name, both in VARIANTS.items() for variant in both]
@@ -71,10 +70,9 @@ def test_the_variants_are_those_of_the_story_on_both_devices():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name, variant", EVERY)
 def test_the_oracle_accepts_every_variant(name, variant, dtype, device):
-    kernel = oracle.with_out(find(name, f"{device}.{variant}"), name) if device != "cuda" else lambda *arrays, **parameters: run(device, name, variant, arrays, parameters)
-    report = check(kernel, name, dtype=dtype, seed=1)
+    report = judged(name, variant, device, dtype=dtype)
     assert report and len(report) >= 40, report.explain()
-    drawn = check(kernel, name, dtype=dtype, cases=oracle.random_cases(name, 60, seed=2, dtype=dtype), seed=2)
+    drawn = judged(name, variant, device, dtype=dtype, cases=oracle.random_cases(name, 60, seed=2, dtype=dtype), seed=2)
     assert drawn, drawn.explain()
 
 

@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 import pytest
+from trainings import OPTIMIZERS, all_of, batch, classifier, whole_numbers
 
 import tinynet
-from test_compile import OPTIMIZERS, all_of, batch, classifier, whole_numbers
 from tinynet import functional as F
 from tinynet import optim
 from tinynet.nn import Conv2d, Linear, Module, ReLU, Sequential

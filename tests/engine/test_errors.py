@@ -186,9 +186,9 @@ TABLE = {
     # files
     "load: nothing there": (FileNotFoundError, lambda: tinynet.load("/nowhere/weights.safetensors"), "load: there is no file /nowhere/weights.safetensors"),
     "save: no folder": (FileNotFoundError, lambda: tinynet.save({"a": f32(1)}, "/nowhere/weights.safetensors"), "save: there is no folder /nowhere; create it first"),
-    "save: no mapping": (TypeError, lambda: tinynet.save([f32(1)], "/tmp/never"), "save: expected a Module or a mapping of names to arrays; got list"),
-    "save: names": (TypeError, lambda: tinynet.save({1: f32(1)}, "/tmp/never"), "save: every name must be a string; got 1"),
-    "save: metadata": (TypeError, lambda: tinynet.save({"a": f32(1)}, "/tmp/never", {"epoch": 3}), "save: every entry of metadata must be a string; got 3"),
+    "save: no mapping": (TypeError, lambda: tinynet.save([f32(1)], "no such folder/weights"), "save: expected a Module or a mapping of names to arrays; got list"),
+    "save: names": (TypeError, lambda: tinynet.save({1: f32(1)}, "no such folder/weights"), "save: every name must be a string; got 1"),
+    "save: metadata": (TypeError, lambda: tinynet.save({"a": f32(1)}, "no such folder/weights", {"epoch": 3}), "save: every entry of metadata must be a string; got 3"),
 }  # fmt: skip
 
 

@@ -1,0 +1,180 @@
+"""The code of the matrix products of tiles.py, which says what their rows hold. Imported when one must be compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinynet.kernels.cpu.simd import add, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, splats, stores, sums, zeros
+from tinynet.kernels.cpu.tiles import DOTS, GEMM
+from tinynet.kernels.cpu.tiles_kernels import transpose, place
+
+
+def gemm(R, V, W, T):
+    """R rows of c, V * W columns at a time: c[i, :] += a[i, t] * b[t, :]. Then bias, ReLU and ReLU's mask as in `conv`."""
+    N, LANES = R * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row, a_term = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row), get(row, GEMM.a_term)
+        b, b_term = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        bias, relus, mask = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask)
+        passed, passed_row = place(row, GEMM.mask, image, slot, T), get(row, GEMM.mask_row)
+        column_block, term_block, rows_first = get(row, GEMM.column_block), get(row, GEMM.term_block), get(row, GEMM.rows_first)
+        high = (rows + R - 1) // R
+        for block in range(share, (columns + column_block - 1) // column_block, shares):
+            left = block * column_block
+            wide = (min(column_block, columns - left) + LANES - 1) // LANES
+            for first in range(0, terms, term_block):
+                last = min(first + term_block, terms)
+                for n in range(high * wide):
+                    if rows_first != 0:
+                        i, o = n // wide * R, left + n % wide * LANES
+                    else:
+                        i, o = n % high * R, left + n // high * LANES
+                    i, o = min(i, rows - R), min(o, columns - LANES)
+                    acc, p, q = zeros(c, N, W), i * a_row + first * a_term, first * b_term + o
+                    for t in range(first, last):
+                        acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(b, q, 1, 0, 1, 0, V, W))
+                        p += a_term
+                        q += b_term
+                    at = i * c_row + o
+                    if first > 0:
+                        acc = add(acc, loads(c, at, R, c_row, 1, 0, V, W))
+                    if last == terms:
+                        if bias != 0:
+                            acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
+                    stores(c, at, R, c_row, 1, 0, V, W, acc)
+
+    return kernel
+
+
+def gemm_packed(R, V, W, T):
+    """As gemm, for many rows: what the multiply-adds read again and again is packed first, in the order in which they read it.
+
+    Of b, `column_block` columns x `term_block` terms at a time become panels, [term][V * W columns], which stay in the second
+    cache while `row_block` rows of c use them; one panel, and R rows of a, are in the first. A row of a large matrix begins a
+    page after the one before, and rows that are a power of two apart share one place in the cache: read in place, b
+    would come from memory for every R rows. R rows of a are packed too, unless their terms lie side by side. The sums of the terms so
+    far wait in `partial`, never in c, so tiles may be moved back over each other. (Goto and van de Geijn, ACM TOMS 34(3), 2008.)
+
+    hyper: c is a matrix of weights, of which the sum is the gradient, and a step of SGD is taken at once: see layers.sgd, of
+    which this is the one without momentum.
+    """
+    N, LANES = R * V, V * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
+        a, a_row, a_term = place(row, GEMM.a, image, slot, T), get(row, GEMM.a_row), get(row, GEMM.a_term)
+        b, b_term, b_column = place(row, GEMM.b, image, slot, T), get(row, GEMM.b_term), get(row, GEMM.b_column)
+        c, c_row = place(row, GEMM.c, image, slot, T), get(row, GEMM.c_row)
+        bias, relus, mask, hyper = get(row, GEMM.bias), get(row, GEMM.relu), get(row, GEMM.mask), get(row, GEMM.hyper)
+        passed, passed_row = place(row, GEMM.mask, image, slot, T), get(row, GEMM.mask_row)
+        panels = pointer(get(row, GEMM.panel) + slot * get(row, GEMM.panel_slot), T)
+        packed, partial = get(row, GEMM.packed), get(row, GEMM.partial)  # where they begin, behind the panels
+        column_block, row_block, term_block = get(row, GEMM.column_block), get(row, GEMM.row_block), get(row, GEMM.term_block)
+        rate, decay = T(0), T(0)
+        if hyper != 0:
+            if get(pointer(get(row, GEMM.fault), np.int64), 0) != 0:
+                return
+            rate, decay = -T(get(pointer(hyper, np.float64), 0)), T(get(pointer(hyper, np.float64), 1))
+        down, across = (rows + row_block - 1) // row_block, (columns + column_block - 1) // column_block
+        for block in range(share, down * across, shares):
+            top, left = block % down * row_block, block // down * column_block
+            high, wide = (min(row_block, rows - top) + R - 1) // R, (min(column_block, columns - left) + LANES - 1) // LANES
+            for first in range(0, terms, term_block):
+                depth = min(term_block, terms - first)
+                for j in range(wide):
+                    o, panel = min(left + j * LANES, columns - LANES), j * term_block * LANES
+                    if b_term == 1:
+                        transpose(b, o * b_column + first, b_column, panels, panel, LANES, LANES, depth)
+                    else:
+                        for t in range(depth):
+                            stores(panels, panel + t * LANES, 1, 0, 1, 0, V, W, loads(b, (first + t) * b_term + o, 1, 0, 1, 0, V, W))
+                for n in range(high):
+                    i = min(top + n * R, rows - R)
+                    start, factors, start_row, start_term = i * a_row + first * a_term, a, a_row, a_term
+                    if a_term != 1:
+                        for t in range(depth):
+                            for r in range(R):
+                                put(panels, packed + t * R + r, get(a, start + r * a_row + t * a_term))
+                        start, factors, start_row, start_term = packed, panels, 1, R
+                    for j in range(wide):
+                        o, p, q, kept_at = min(left + j * LANES, columns - LANES), start, j * term_block * LANES, partial
+                        if term_block < terms:
+                            kept_at += (n * wide + j) * N * W
+                        acc = zeros(c, N, W)
+                        if first > 0:
+                            acc = loads(panels, kept_at, R, LANES, 1, 0, V, W)
+                        for t in range(depth):
+                            acc = outer_fma(acc, splats(factors, p, R, start_row, 1, 0, W), loads(panels, q, 1, 0, 1, 0, V, W))
+                            p += start_term
+                            q += LANES
+                        if first + depth < terms:
+                            stores(panels, kept_at, R, LANES, 1, 0, V, W, acc)
+                            continue
+                        at = i * c_row + o
+                        if hyper != 0:
+                            known_rows, known = top + n * R - i, left + j * LANES - o
+                            if known_rows > 0 or known > 0:  # moved back over weights that were stepped already
+                                stores(panels, kept_at, R, LANES, 1, 0, V, W, acc)
+                                for r in range(known_rows, R):
+                                    for l in range(known, LANES):
+                                        w = get(c, at + r * c_row + l)
+                                        put(c, at + r * c_row + l, w + rate * (get(panels, kept_at + r * LANES + l) + decay * w))
+                                continue
+                            w = loads(c, at, R, c_row, 1, 0, V, W)
+                            if decay != 0:
+                                acc = add(acc, multiply(w, full(c, decay, 1, W)))
+                            acc = add(w, multiply(acc, full(c, rate, 1, W)))
+                        if bias != 0:
+                            acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
+                        if relus != 0:
+                            acc = relu(acc)
+                        if mask != 0:
+                            acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
+                        stores(c, at, R, c_row, 1, 0, V, W, acc)
+
+    return kernel
+
+
+def dots(R, C, W, T):
+    """R x C dot products side by side: both factors lie along the terms, which fill the lanes. Then bias and ReLU."""
+    N = R * C
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms = get(row, DOTS.rows), get(row, DOTS.columns), get(row, DOTS.terms)
+        a, a_row = place(row, DOTS.a, image, slot, T), get(row, DOTS.a_row)
+        b, b_row = place(row, DOTS.b, image, slot, T), get(row, DOTS.b_row)
+        c, c_row = place(row, DOTS.c, image, slot, T), get(row, DOTS.c_row)
+        high, row_shares = get(row, DOTS.stay), get(row, DOTS.row_shares)  # stay: rows of a that stay in the second cache
+        bias, relus = get(row, DOTS.bias), get(row, DOTS.relu)
+        column_shares = shares // row_shares
+        top, bottom = rows * (share // column_shares) // row_shares, rows * (share // column_shares + 1) // row_shares
+        blocks = (columns + C - 1) // C  # shared by the tile; the last one is moved back, into a neighbour's if need be: equal numbers
+        left, right = blocks * (share % column_shares) // column_shares * C, blocks * (share % column_shares + 1) // column_shares * C
+        whole = terms // W * W
+        for first in range(top, bottom, high):
+            last = min(first + high, bottom)
+            for j in range(left, right, C):
+                j = min(j, columns - C)
+                for i in range(first, last, R):
+                    i = max(min(i, last - R), top)
+                    acc, p, q = zeros(c, N, W), i * a_row, j * b_row
+                    for t in range(0, whole, W):
+                        acc = outer_fma(acc, loads(a, p + t, R, a_row, 1, 0, 1, W), loads(b, q + t, C, b_row, 1, 0, 1, W))
+                    totals = sums(acc)
+                    for r in range(R):
+                        for s in range(C):
+                            total = totals[r * C + s]
+                            for t in range(whole, terms):
+                                total += get(a, p + r * a_row + t) * get(b, q + s * b_row + t)
+                            if bias != 0:
+                                total += get(pointer(bias, T), j + s)
+                            put(c, (i + r) * c_row + j + s, T(0) if relus != 0 and total < 0 else total)
+
+    return kernel
