@@ -285,7 +285,7 @@ def doctor() -> None:
     from tinynet.kernels.cuda import occupancy
 
     for where, device in (("a GPU", "cuda"), ("the emulator", "cuda-emulator")):
-        console.print(f"CUDA kernels on {where}: {'make test verifies them here' if tinynet.devices()[device] is None else f'nothing can be verified here; why, is said beside device {device}'}")
+        console.print(f"CUDA kernels on {where}: {'make test verifies them here' if tinynet.devices()[device] is None else f'can not be verified here: see device {device}'}")
     without = occupancy.reason()
     console.print(f"CUDA kernels, compiled: {without or 'NVRTC %d.%d takes them for ' % occupancy.version() + ', '.join(f'sm_{gpu}' for gpu in occupancy.gpus())}")
     raise typer.Exit(0 if ready else 1)
