@@ -4,22 +4,71 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import ROWS, UPDATE
-from tinynet.kernels.cpu.simd import get, pointer, put
+from tinynet.kernels.cpu.simd import add, full, get, largest, loads, maximum, multiply, pointer, put, stores, sums, zeros
 from tinynet.kernels.cpu.tiles_kernels import place
 
 # --- rows: probabilities and losses ----------------------------------------------------------------------------------------
 
+LANES = 8  # of the passes over a row, on every processor: so it gives the same bits everywhere
+
+
+@inline
+def _one(x, j):
+    """A number as a register of one lane: what is left at the end of a row goes through the same operations."""
+    return loads(x, j, 1, 0, 1, 0, 1, 1)
+
+
+@inline
+def _some(x, j):
+    return loads(x, j, 1, 0, 1, 0, 1, LANES)
+
 
 @inline
 def _largest(x, count):
-    best = get(x, 0)
+    """The largest of a row; a NaN wins."""
+    best = _one(x, 0)
+    if count >= LANES:
+        many = _some(x, 0)
+        for j in range(LANES, count, LANES):
+            many = maximum(many, _some(x, min(j, count - LANES)))
+        return largest(many)
     for j in range(1, count):
-        value = get(x, j)
-        if value > best or value != value:
-            best = value
-    return best
+        best = maximum(best, _one(x, j))
+    return largest(best)
+
+
+@inline
+def _exponentials(x, m, y, count, keep):
+    """The sum of e^(x_j - m); and each of these numbers in y, if they are to be kept."""
+    total, less = zeros(x, 1, LANES), full(x, -m, 1, LANES)
+    end = count // LANES * LANES
+    for j in range(0, end, LANES):
+        e = exp(add(_some(x, j), less))
+        total = add(total, e)
+        if keep:
+            stores(y, j, 1, 0, 1, 0, 1, LANES, e)
+    found = sums(total)[0]
+    for j in range(end, count):
+        e = sums(exp(add(_one(x, j), full(x, -m, 1, 1))))[0]
+        found += e
+        if keep:
+            put(y, j, e)
+    return found
+
+
+@inline
+def _sum_of_products(a, b, count):
+    total = zeros(a, 1, LANES)
+    end = count // LANES * LANES
+    for j in range(0, end, LANES):
+        total = add(total, multiply(_some(a, j), _some(b, j)))
+    found = sums(total)[0]
+    for j in range(end, count):
+        found += get(a, j) * get(b, j)
+    return found
 
 
 def softmax(T):
@@ -29,11 +78,7 @@ def softmax(T):
         if share != 0:
             return
         count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
-        m, total = _largest(x, count), T(0)
-        for j in range(count):
-            e = np.exp(get(x, j) - m)
-            put(y, j, e)
-            total += e
+        total = _exponentials(x, _largest(x, count), y, count, True)
         for j in range(count):
             put(y, j, get(y, j) / total)
 
@@ -47,9 +92,8 @@ def softmax_back(T):
         if share != 0:
             return
         count, y = get(row, ROWS.count), place(row, ROWS.y, image, slot, T)
-        dy, dx, total = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T), T(0)
-        for j in range(count):
-            total += get(dy, j) * get(y, j)
+        dy, dx = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T)
+        total = _sum_of_products(dy, y, count)
         for j in range(count):
             put(dx, j, get(y, j) * (get(dy, j) - total))
 
@@ -63,10 +107,8 @@ def log_softmax(T):
         if share != 0:
             return
         count, x, y = get(row, ROWS.count), place(row, ROWS.x, image, slot, T), place(row, ROWS.y, image, slot, T)
-        m, total = _largest(x, count), T(0)
-        for j in range(count):
-            total += np.exp(get(x, j) - m)
-        total = np.log(total)
+        m = _largest(x, count)
+        total = np.log(_exponentials(x, m, y, count, False))
         for j in range(count):
             put(y, j, (get(x, j) - m) - total)
 
@@ -83,8 +125,9 @@ def log_softmax_back(T):
         dy, dx, total = place(row, ROWS.dy, image, slot, T), place(row, ROWS.dx, image, slot, T), T(0)
         for j in range(count):
             total += get(dy, j)
+        _exponentials(y, T(0), dx, count, True)
         for j in range(count):
-            put(dx, j, get(dy, j) - np.exp(get(y, j)) * total)
+            put(dx, j, get(dy, j) - get(dx, j) * total)
 
     return kernel
 
@@ -145,12 +188,8 @@ def cross_entropy(T):
         if target < 0 or target >= count:
             put(pointer(get(row, ROWS.fault), np.int64), 0, 1)
             return
-        m, total = _largest(x, count), T(0)
-        for j in range(count):
-            e = np.exp(get(x, j) - m)
-            total += e
-            if gradient != 0:
-                put(dx, j, e)
+        m = _largest(x, count)
+        total = _exponentials(x, m, dx, count, gradient != 0)
         put(place(row, ROWS.loss, image, slot, T), 0, np.log(total) - (get(x, target) - m))
         if gradient != 0:
             for j in range(count):

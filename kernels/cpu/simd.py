@@ -499,6 +499,25 @@ def sums(typing, tile):
 
 
 @intrinsic
+def largest(typing, tile):
+    """The largest number of one register; a NaN wins. Halves are compared, then halves of these."""
+    if tile.count != 1:
+        raise TypingError(f"simd.largest: takes one register; got {tile.count}")
+
+    def generate(context, builder, signature, arguments):
+        (best,) = _parts(builder, arguments[0])
+        lanes = best.type.count
+        step = lanes // 2
+        while step:
+            order = ir.Constant(ir.VectorType(_I32, lanes), [(j + step) % lanes for j in range(lanes)])
+            best = _larger(builder, best, builder.shuffle_vector(best, best, order))
+            step //= 2
+        return builder.extract_element(best, ir.Constant(_I32, 0))
+
+    return tile.dtype.dtype(tile), generate
+
+
+@intrinsic
 def transposed(typing, tile):
     """n registers of n lanes, rows and columns exchanged: log2(n) rounds of exchanging blocks of 1, 2, 4, ... lanes."""
     if tile.count != tile.dtype.lanes:

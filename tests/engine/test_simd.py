@@ -11,6 +11,7 @@ import pytest
 from kernels_by_hand import assert_same
 
 from tinynet.kernels.cpu import simd, tiles
+from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
 from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
 from tinynet.kernels.cpu.target import TARGET
@@ -230,6 +231,60 @@ def test_selections_choose_each_lane_by_itself(W, T):
     hit = (a == b) | np.isnan(a)
     for got, want in zip(y, (np.maximum(a, 0), np.where(b > 0, a, -7), np.where(b == 3, a, 0), np.where(hit, rest, 0), np.where(hit, 0, rest), a + 2 * b)):
         np.testing.assert_array_equal(got, want.astype(T))
+
+
+def exponentials(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        for i in range(0, get(row, 2), W):
+            stores(y, i, 1, 0, 1, 0, 1, W, exp(loads(x, i, 1, 0, 1, 0, 1, W)))
+
+    return kernel
+
+
+def exp_of(x, W):
+    y, x = np.full(-(-len(x) // W) * W, -1, x.dtype), np.concatenate([x, np.zeros(-len(x) % W, x.dtype)])
+    run([row(compiled(exponentials, W, x.dtype.type), address_of(x), address_of(y), len(y))], 1, 1)
+    return y
+
+
+@pytest.mark.parametrize("W", [1, 4, 8, 16])
+@pytest.mark.parametrize("T, low, high", [(np.float32, -104, 89), (np.float64, -746, 710)])
+def test_exp_is_within_one_unit_in_the_last_place(T, low, high, W, rng):
+    """Of everything that a format holds, numbers below its normal ones too; judged by one of more digits."""
+    wider = np.float64 if T is np.float32 else np.longdouble
+    assert np.finfo(wider).nmant > np.finfo(T).nmant + 10, "this machine has no longer format to judge by"
+    x = np.concatenate([rng.uniform(low, high, 50_000), rng.uniform(-1, 1, 50_000), np.log(2) * (np.arange(low, high) + 0.5)]).astype(T)
+    x = np.concatenate([x, np.nextafter(T(0), T([-1, 1])), np.logspace(-30, 0, 1000).astype(T)])
+    y, want = exp_of(x, W)[: len(x)], np.exp(x.astype(wider))
+    finite = want < np.finfo(T).max
+    ulp = np.spacing(want[finite].astype(T)).astype(wider)
+    assert (np.abs(y[finite].astype(wider) - want[finite]) / ulp).max() <= 1
+    assert finite.any() and (y[~finite] >= np.finfo(T).max).all()
+
+
+@pytest.mark.parametrize("T", DTYPES)
+def test_exp_of_what_is_no_ordinary_number(T):
+    x = np.array([0, -0.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 0], T)
+    np.testing.assert_array_equal(exp_of(x, 8), np.array([1, 1, np.inf, 0, np.nan, np.inf, 0, 1], T))
+
+
+def largest_of(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        put(y, 0, simd.largest(loads(x, 0, 1, 0, 1, 0, 1, W)))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", [1, *WIDTHS])
+def test_the_largest_number_of_a_register_wherever_it_is_and_a_nan_wins(W, T):
+    for at in range(W):
+        for found in (1, np.inf, np.nan):
+            x = np.full(W, -np.inf, T)
+            x[at] = found
+            np.testing.assert_array_equal(play(largest_of, (W, T), np.zeros(1, T), x), T([found]))
 
 
 def turned(W, T):
