@@ -107,6 +107,16 @@ def truth(network: Network, state: dict[str, np.ndarray], x: np.ndarray, y: np.n
     return Truth(output, loss, {**run.gradients, "input": gradient}, run.near_ties, run.choices)
 
 
+def step(weight: np.ndarray, gradient: Approx, learning_rate: float) -> Approx:
+    """weight - learning_rate * gradient: what the first step of SGD leaves, with momentum or without, as velocities start at 0.
+
+    Three roundings of the product (the rate's, its own, and its share of the difference's), one of the weight.
+    """
+    weight, moved = weight.astype(np.float64), learning_rate * gradient.size
+    error = learning_rate * gradient.error + rho(3) * moved + rho(1) * np.abs(weight)
+    return Approx(weight - learning_rate * gradient.value, error, learning_rate * gradient.jump)
+
+
 def product(apply, terms: int, a: Approx, b: Approx, plus: np.ndarray | None = None) -> Approx:
     """The bilinear map apply(a, b), each output a sum of `terms` products, plus one exact term (a bias)."""
     value = apply(a.value, b.value)

@@ -122,7 +122,7 @@ class Job:
             pairs = self.each(network)
             for i, (name, mode) in enumerate(pairs):
                 self.say(f"parity, network {network}: {name} {mode}", i, len(pairs))
-                result = self.attempt(name, mode, network, "parity", "parity", network, mode, state, x, y)
+                result = self.attempt(name, mode, network, "parity", "parity", network, mode, state, x, y, parity.STEP)
                 if result is not None:
                     self.result["parity"].append({"network": network, "peer": name, "mode": mode, "checks": parity.checks(state, truth, result)})
 

@@ -1,4 +1,7 @@
-"""Does a peer compute the same network? State, output, loss and every gradient against the float64 truth.
+"""Does a peer compute the same network? State, output, loss, every gradient and one step of SGD against the float64 truth.
+
+The step is the one that people train with and that is timed: a graph of its own where a framework compiles it, with updates
+that may be fused into gradients nobody else sees.
 
 The images are training digits with a little grain: 0.9 * digit + 0.1 * noise. Without it, equal windows of
 an image's flat parts tie exactly, and which one wins is a convention, not arithmetic.
@@ -10,11 +13,13 @@ import numpy as np
 
 from tinynet.compare import bounds
 from tinynet.compare.networks import Network
+from tinynet.compare.peers import SGD
 from tinynet.data import Split
 from tinynet.oracle import Bounded, judge
 from tinynet.oracle.bounds import U32
 
 CANDIDATES = 400
+STEP = SGD(learning_rate=1.0)  # long: a weight's rounding hides less than a hundred-thousandth of its step
 
 
 def grainy(images: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -34,6 +39,7 @@ def checks(state, truth: bounds.Truth, result: dict) -> list[dict]:
     rows = [_round_trip(state, result["state"]), _row("output", result["output"], truth.output)]
     rows.append(_row("loss", np.float32(result["loss"]), truth.loss))
     rows += [_row(f"gradient of {name}", result["gradients"].get(name), want) for name, want in truth.gradients.items()]
+    rows += [_row(f"step of {name}", result["stepped"].get(name), bounds.step(a, truth.gradients[name], STEP.learning_rate)) for name, a in state.items()]
     return rows
 
 

@@ -170,13 +170,15 @@ def peer(network: str, mode: str):
     return _built[key]
 
 
-def parity(network: str, mode: str, state, x, y) -> dict:
-    """One forward and one backward pass from `state`: everything that is held against the truth."""
+def parity(network: str, mode: str, state, x, y, optimizer: SGD) -> dict:
+    """One forward pass, one backward pass and one training step from `state`: everything that is held against the truth."""
     p = peer(network, mode)
     p.set_state(state)
     back = p.get_state()
     loss, gradients = p.loss_and_gradients(x, y)
-    return {"state": back, "output": p.forward(x), "loss": loss, "gradients": gradients}
+    output = p.forward(x)
+    p.train_step(x, y, optimizer)
+    return {"state": back, "output": output, "loss": loss, "gradients": gradients, "stepped": p.get_state()}
 
 
 def train_epoch(network: str, mode: str, state, x, y, order, batch: int, optimizer: SGD) -> list[float]:

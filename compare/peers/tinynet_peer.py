@@ -142,8 +142,8 @@ class TinynetPeer(Peer):
 
     def timed_train_step(self, batch, optimizer: SGD):
         images, classes = batch
-        if self.optimizer is None:
-            self.optimizer = tinynet.optim.SGD(self.parameters, optimizer.learning_rate, momentum=optimizer.momentum)
+        if self.optimizer is None or self.settings != optimizer:
+            self.settings, self.optimizer = optimizer, tinynet.optim.SGD(self.parameters, optimizer.learning_rate, momentum=optimizer.momentum)
             self.step = tinynet.compile(self._train) if self.compiled else self._train
         return lambda: self.step(images, classes).item()
 

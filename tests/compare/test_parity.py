@@ -31,10 +31,10 @@ def truths():
 
 @pytest.mark.parametrize("network", networks.NETWORKS)
 @pytest.mark.parametrize("peer, mode", CASES)
-def test_state_output_loss_and_every_gradient_are_within_their_bounds(started, truths, peer, mode, network):
+def test_state_output_loss_every_gradient_and_a_step_are_within_their_bounds(started, truths, peer, mode, network):
     state, x, y, truth = truths[network]
-    rows = parity.checks(state, truth, started(peer).call("parity", network, mode, state, x, y))
-    assert len(rows) == 3 + len(state) + 1  # state, output, loss; each parameter's gradient, and the images'
+    rows = parity.checks(state, truth, started(peer).call("parity", network, mode, state, x, y, parity.STEP))
+    assert len(rows) == 3 + 2 * len(state) + 1  # state, output, loss; each parameter's gradient and step, and the images' gradient
     assert [row for row in rows if not row["ok"]] == []
 
 
@@ -66,7 +66,7 @@ def test_a_fault_breaks_its_bound(started, truths, network, fault):
     elif fault == "one image skipped":
         images = x.copy()
         images[-1] = 0
-    result = process.call("parity", network, "eager", altered, images, y)
+    result = process.call("parity", network, "eager", altered, images, y, parity.STEP)
     if fault == "gradient 1.001x":
         result["gradients"]["conv2.weight"] = result["gradients"]["conv2.weight"] * np.float32(1.001)
     elif fault == "gradient transposed":
@@ -77,8 +77,29 @@ def test_a_fault_breaks_its_bound(started, truths, network, fault):
 
 def test_a_nan_or_a_missing_gradient_is_not_ok(started, truths):
     state, x, y, truth = truths["keras"]
-    result = started("tinynet").call("parity", "keras", "eager", state, x, y)
+    result = started("tinynet").call("parity", "keras", "eager", state, x, y, parity.STEP)
     result["output"] = np.full_like(result["output"], np.nan)
     del result["gradients"]["fc1.bias"]
     wrong = {row["name"] for row in parity.checks(state, truth, result) if not row["ok"]}
     assert wrong == {"output", "gradient of fc1.bias"}
+
+
+def seven_columns_twice(before, after):
+    after[:, -7:] += (after - before)[:, -7:]
+
+
+def nothing(before, after):
+    after[...] = before
+
+
+def a_thousandth_more(before, after):
+    after += np.float32(1e-3) * (after - before)
+
+
+@pytest.mark.parametrize("fault", [seven_columns_twice, nothing, a_thousandth_more])
+@pytest.mark.parametrize("network", networks.NETWORKS)
+def test_a_step_that_is_not_the_gradient_s_breaks_its_bound_and_no_other(started, truths, network, fault):
+    state, x, y, truth = truths[network]
+    result = started("tinynet").call("parity", network, "compiled", state, x, y, parity.STEP)
+    fault(state["fc1.weight"], result["stepped"]["fc1.weight"])
+    assert [row["name"] for row in parity.checks(state, truth, result) if not row["ok"]] == ["step of fc1.weight"]
