@@ -185,6 +185,20 @@ def conv2d_db(dy, *, layout) -> Spec:
     return Spec((((k,), dy.dtype),), dy.size, n * i * j)
 
 
+@_contract(judged="sum")
+def conv2d_relu_max_pool2d(x, weight, bias, *, stride, padding, dilation, groups, layout) -> Spec:
+    """y[n,k,i,j] = the largest z[n,k,2i+a,2j+b] of a, b in 0, 1, or 0 if that is less; z = conv2d(x, weight, bias), of which
+    nobody needs more than one in four numbers: a last row or column of z without a partner is not computed.
+
+    argmax (int32) is the place h * columns + w of that z in its plane, the first in row-major order among equals; -1 where it is
+    not > 0, as where it is NaN, for there ReLU lets no gradient pass. So max_pool2d_dx(dy, argmax) is the gradient at z.
+    """
+    (((*sizes,), dtype),) = conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout).outputs
+    n, k, h, w = nchw(tuple(sizes), layout)
+    shape, terms = in_layout(n, k, h // 2, w // 2, layout), prod(weight.shape[1:])
+    return Spec(((shape, x.dtype), (shape, INDEX)), 4 * prod(shape) * (2 * terms + 1), terms + (bias is not None))
+
+
 # --- pooling -------------------------------------------------------------------------------------
 
 

@@ -45,7 +45,7 @@ X, WEIGHT, BIAS, OUT, *_ = ARRAYS
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-def _laid(shape: tuple[int, ...], groups: int, forward: bool, weight: int, target: int, dtype) -> tuple[tuple, int]:
+def laid(shape: tuple[int, ...], groups: int, forward: bool, weight: int, target: int, dtype) -> tuple[tuple, int]:
     """(the phase that lays weights out, elements of one group), as (groups, taps, terms, lanes): target[g, t, c, k] =
     weight[g*K + k, c, t], or target[g, t, k, c] for the gradient of the images."""
     k, c, kh, kw = shape
@@ -81,7 +81,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     base = SCRATCH
     target = base + slots * copy.slot
     w = target + slots * result.slot
-    lay, w_group = _laid(weight_shape, groups, True, WEIGHT, w, dtype)
+    lay, w_group = laid(weight_shape, groups, True, WEIGHT, w, dtype)
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
     ix, flops = stride[1] * copy.column, 2 * x.n * y.rows * y.columns * prod(weight_shape)
     kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), dtype)
@@ -125,7 +125,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
     base = SCRATCH
     target = base + slots * copy.slot
     w = target + slots * result.slot
-    lay, w_group = _laid(weight_shape, groups, False, WEIGHT, w, dtype)
+    lay, w_group = laid(weight_shape, groups, False, WEIGHT, w, dtype)
     images = copy.rows_of(base, dtype)
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
     for phase, many, u, su, mu, offset, back in down:

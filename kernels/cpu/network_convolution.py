@@ -116,7 +116,7 @@ class Convolutions(Planner):
             one_run(numbers)
             shares = self.shares(flops)
             if unit.pool:
-                numbers.update(outputs=y.rows, columns=y.columns)
+                numbers.update(outputs=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
                 if winner is not None:
                     numbers.update(winner=At(winner))
                 _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, kh * kw, self.T, True)

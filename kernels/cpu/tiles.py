@@ -153,6 +153,7 @@ CONV = fields(
     "x x_slot x_image x_first w bias y y_slot y_image y_first oy ox "
     "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
+PLACES = fields("rows columns groups count lanes width x x_slot x_image x_row x_first y y_slot y_image y_channel y_column")
 DW = fields("height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block")
 
 # --- matrix product --------------------------------------------------------------------------------------------
@@ -276,5 +277,7 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
 
 # --- the kernels, in tiles_kernels.py and product_kernels.py ---------------------------------------------------------
-enter, leave, leave_few, turn_few, turn, lay, gather, conv, conv_pool, conv_dw = kernels_in("tiles_kernels", "enter leave leave_few turn_few turn lay gather conv conv_pool conv_dw")
+enter, leave, leave_few, turn_few, turn, places, lay, gather, conv, conv_pool, conv_dw = kernels_in(
+    "tiles_kernels", "enter leave leave_few turn_few turn places lay gather conv conv_pool conv_dw"
+)
 gemm, gemm_packed, dots = kernels_in("product_kernels", "gemm gemm_packed dots")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, transposed, winners, zeros
-from tinynet.kernels.cpu.tiles import CONV, DW, GATHER
+from tinynet.kernels.cpu.tiles import CONV, DW, GATHER, PLACES
 
 # --- places in memory ---------------------------------------------------------------------------------------
 
@@ -160,6 +161,26 @@ def turn(T):
     return kernel
 
 
+def places(T):
+    """What `conv_pool` says of its windows, as places in the convolution's plane, in images of any layout."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, groups, count, lanes, width = get(row, PLACES.rows), get(row, PLACES.columns), get(row, PLACES.groups), get(row, PLACES.count), get(row, PLACES.lanes), get(row, PLACES.width)
+        winner, x_row = place(row, PLACES.x, image, slot, T), get(row, PLACES.x_row)
+        y, y_channel, y_column = place(row, PLACES.y, image, slot, np.int32), get(row, PLACES.y_channel), get(row, PLACES.y_column)
+        begin, end = rows * share // shares, rows * (share + 1) // shares
+        first = begin * get(row, PLACES.x_first)
+        for g in range(groups):
+            for o in range(count):
+                for i in range(begin, end):
+                    at, to = first + (i - begin) * x_row + g * lanes + o, (g * count + o) * y_channel + i * columns * y_column
+                    for j in range(columns):
+                        which = np.int32(get(winner, at + j * groups * lanes))
+                        put(y, to + j * y_column, np.int32(-1) if which < 0 else np.int32((2 * i + which // 2) * width + 2 * j + which % 2))
+
+    return kernel
+
+
 # --- weights: into the order in which a tile reads them, and back ------------------------------------------------
 
 
@@ -289,14 +310,15 @@ def conv_pool(C, V, W, STEP, T):
         y, asked = place(row, CONV.y, image, slot, T), get(row, CONV.winner)
         winner = place(row, CONV.winner, image, slot, T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        xo, yo = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first)
         for g in range(groups):
             for o in range(0, lanes, LANES):
                 o = min(o, lanes - LANES)
-                for i in range(begin, end):
+                for i in range(end - begin):
                     for j in range(0, columns, C):
                         j = min(j, columns - C)
                         acc = zeros(y, N, W)
-                        p, q = g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
+                        p, q = xo + g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
                         for a in range(taps_a):
                             for b in range(taps_b):
                                 at, v = p + a * ta + b * tb, q + a * wa + b * wb
@@ -308,7 +330,7 @@ def conv_pool(C, V, W, STEP, T):
                                     at += tc
                                     v += w_term
                         lane = g * lanes + o
-                        to = i * oy + j * ox + lane
+                        to = yo + i * oy + j * ox + lane
                         best = pooled(acc, C, V)
                         # a sum and a maximum may be exchanged: rounding keeps the order
                         out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))

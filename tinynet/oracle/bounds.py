@@ -192,8 +192,8 @@ class Bounded:
         return replace(self, dtype=None if dtype is None else format_of(dtype, "Bounded.in_dtype").name)
 
     def exactly(self) -> "Bounded":
-        """The same truth, to be met bit for bit."""
-        return replace(self, exact=True)
+        """The same truth, to be met bit for bit: where rounding would have let others be right, nothing else is."""
+        return replace(self, exact=True, accepts=None)
 
     def named(self, label: str) -> "Bounded":
         return replace(self, label=label)

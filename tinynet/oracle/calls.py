@@ -34,7 +34,7 @@ def completed(name: str, arrays: tuple, parameters: dict) -> tuple[tuple, dict]:
 
 def _with_geometry(name: str, arrays, names, parameters: dict) -> dict:
     at = dict(zip(names, arrays))
-    if name in ("conv2d", "conv2d_dx", "conv2d_dw", "conv2d_grad"):
+    if name in ("conv2d", "conv2d_relu_max_pool2d", "conv2d_dx", "conv2d_dw", "conv2d_grad"):
         x_shape = tuple(parameters["x_shape"]) if "x_shape" in parameters else at["x"].shape
         weight_shape = tuple(parameters["weight_shape"]) if "weight_shape" in parameters else at["weight"].shape
         keys = ("stride", "padding", "dilation", "groups", "layout")

@@ -26,10 +26,11 @@ from tinynet.oracle.calls import completed
 from tinynet.oracle.casebook import Case
 from tinynet.oracle.checking import check
 from tinynet.oracle.faults import Fresh
+from tinynet.oracle.faults_fused import FAULTS as FUSED
 from tinynet.oracle.faults_kernels import FAULTS as KERNELS
 from tinynet.oracle.faults_ops import FAULTS as OPS
 
-FAULTS = {**KERNELS, **OPS}
+FAULTS = {**KERNELS, **FUSED, **OPS}
 
 USUAL = ("torch", "1e-2", "ones", "sampled")
 

@@ -9,7 +9,8 @@ wrt=None, **parameters)` its gradients. All take `dtype=`, the result's, where i
 
 from __future__ import annotations
 
-from tinynet.oracle import truth_kernels, truth_losses, truth_ops
+from tinynet.oracle import truth_fused, truth_kernels, truth_losses, truth_ops
+from tinynet.oracle.truth_fused import conv2d_relu_max_pool2d
 from tinynet.oracle.truth_kernels import (
     avg_pool2d, avg_pool2d_dx, avg_pool2d_grad, conv2d, conv2d_db, conv2d_dw, conv2d_dx, conv2d_grad,
     matmul, max_pool2d, max_pool2d_dx, max_pool2d_grad,
@@ -27,7 +28,7 @@ from tinynet.oracle.truth_ops import (
 
 NAMES = tuple(
     name
-    for module in (truth_kernels, truth_ops, truth_losses)
+    for module in (truth_kernels, truth_fused, truth_ops, truth_losses)
     for name, value in vars(module).items()
     if name in globals() and getattr(value, "__module__", None) == module.__name__
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from tinynet.geometry import PoolWindow, Window, in_layout, output_sizes
+from tinynet.geometry import PoolWindow, Window, in_layout, nchw, output_sizes
 from tinynet.oracle import inputs
 from tinynet.oracle.casebook import Case
 from tinynet.oracle.truth_kernels import run
@@ -134,6 +134,14 @@ def _convolution(name: str, builder):
         return found + [Case(name, EMPTY.label, "reals", builder(EMPTY, "reals", dtype), dtype, zeros=True)]
 
     return table
+
+
+def _pooled(dtype: str) -> list[Case]:
+    """Of the convolutions those with windows of 2 x 2, in whole numbers with many ties and results that ReLU lets through or not."""
+    geometries = [g for g in (*CONVS, LARGE["conv2d"]) if min(nchw(g.y_shape, g.layout)[2:]) >= 2]
+    found = [Case("", g.label, kind, make_conv2d(g, kind, dtype), dtype) for g in geometries for kind in ("ints", "reals")]
+    found += [Case("", g.label, kind, make_conv2d(g, kind, dtype), dtype) for g in SPECIAL for kind in ("special", "subnormal")]
+    return [*found, Case("", EMPTY.label, "reals", make_conv2d(EMPTY, "reals", dtype), dtype, zeros=True)]
 
 
 def _specials(name: str):
@@ -284,6 +292,7 @@ def _matmul_table(dtype: str) -> list[Case]:
 
 TABLES = {
     **{name: _convolution(name, builder) for name, builder in dict(conv2d=make_conv2d, conv2d_dx=make_conv2d_dx, conv2d_dw=make_conv2d_dw, conv2d_db=make_conv2d_db).items()},
+    "conv2d_relu_max_pool2d": _pooled,
     "max_pool2d": _max_pool2d_table,
     "max_pool2d_dx": _max_pool2d_dx_table,
     "avg_pool2d": _averaging(make_avg_pool2d),
