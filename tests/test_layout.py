@@ -60,7 +60,7 @@ MAY_IMPORT = {
     "tinynet.fused": ["tinynet.tape", "tinynet.tensor", "tinynet.guard", "tinynet.optim", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.split": ["tinynet.trace", "tinynet.fused", "tinynet.op", "tinynet.tensor", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.returned": ["tinynet.trace", "tinynet.tensor"],
-    "tinynet.captured": ["tinynet.returned", "tinynet.split", "tinynet.trace", "tinynet.inputs", "tinynet.optim", "tinynet.tensor", "tinynet.devices", "tinynet.guard", "tinynet.kernels.gpu_arrays"],
+    "tinynet.captured": ["tinynet.returned", "tinynet.runs", "tinynet.split", "tinynet.trace", "tinynet.inputs", "tinynet.optim", "tinynet.tensor", "tinynet.devices", "tinynet.guard", "tinynet.kernels.gpu_arrays"],
     "tinynet.plan": ["tinynet.captured", "tinynet.returned", "tinynet.mode", "tinynet.trace", "tinynet.split", "tinynet.fused", "tinynet.nn", "tinynet.tensor", "tinynet.dispatch", "tinynet.kernels.graph"],
     "tinynet.oracle": ["tinynet.kernels.reference", "tinynet.kernels.contract", "tinynet.geometry", "tinynet.tensor"],
     "tinynet.explain": ["tinynet.dispatch", "tinynet.kernels.contract", "tinynet.kernels.cuda"],

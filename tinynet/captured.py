@@ -21,6 +21,7 @@ from tinynet.inputs import tensor
 from tinynet.kernels.gpu_arrays import Graph
 from tinynet.optim import SGD
 from tinynet.returned import NoPlan, Returned
+from tinynet.runs import ConvPool, fused
 from tinynet.split import Single
 from tinynet.tensor import Tensor
 from tinynet.trace import Trace
@@ -36,7 +37,9 @@ class Captured:
             raise NoPlan("an argument needs a gradient; on a GPU only parameters may")
         if self.root is None and recording and any(trace.values[v].requires_grad for v in self.returned.results):
             raise NoPlan("its result needs a gradient, which no graph passes on; call backward inside, or call it in no_grad()")
-        self.calls = [Single(call, trace.ops[call.output], {v: trace.outside[v] for v in call.inputs if v in trace.outside}, set(), "") for call in trace.calls]
+        calls = [Single(call, trace.ops[call.output], {v: trace.outside[v] for v in call.inputs if v in trace.outside}, set(), "") for call in trace.calls]
+        shapes = {v: trace.values[v].shape for call in trace.calls for v in (*call.inputs, call.output) if v is not None}
+        self.ops, self.calls = len(calls), fused(calls, shapes, {*self.returned.results, self.root})
         self.zeroed = [t for t in trace.zeroed if not any(t is a for a in trace.arguments)]
         self.known = [(t, t.data, t._requires_grad) for t in trace.outside.values() if isinstance(t, Tensor)]
         trained = {id(t): t for t in (*(t for t, _, needs in self.known if needs), *(self.optimizer.parameters if self.optimizer else ()))}
@@ -141,7 +144,8 @@ class Captured:
     def explain(self) -> str:
         rest = ", backward" * (self.root is not None) + f", {type(self.optimizer).__name__}'s update" * self.steps
         how = f"op by op, since no graph could be made: {self.reason}" if self.reason else "op by op: only a GPU has graphs" if self.device == "cuda-emulator" else "as one CUDA graph"
-        lines = [f"{len(self.calls)} ops{rest}, played on {self.device} {how}"]
+        lines = [f"{self.ops} ops{rest}, played on {self.device} {how}"]
+        lines += [f"{' + '.join(single.op.name for single in run.calls)} are one kernel" for run in self.calls if isinstance(run, ConvPool)]
         if self.optimizer is not None and not self.steps:
             lines.append(f"{type(self.optimizer).__name__} steps by itself, since its numbers change with every step, and a graph's never do")
         return "\n".join(lines)

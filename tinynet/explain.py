@@ -26,6 +26,7 @@ _WEIGHTS = (200, 160)
 SAMPLES = {
     "matmul": (((128, 128), (128, 128)), {}),
     "conv2d": ((_X, _W, (32,)), _WINDOW),
+    "conv2d_relu_max_pool2d": ((_X, _W, (32,)), _WINDOW),
     "conv2d_dx": ((_Y, _W), {"x_shape": _X, **_WINDOW}),
     "conv2d_dw": ((_Y, _X), {"weight_shape": _W, **_WINDOW}),
     "conv2d_db": ((_Y,), {"layout": "NCHW"}),

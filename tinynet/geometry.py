@@ -217,3 +217,9 @@ def checked(kind, *arguments) -> dict:
             _checked.clear()
         _checked[key] = found
     return dict(found)
+
+
+def halving(window: PoolWindow, sizes: Pair, outputs: Pair) -> bool:
+    """Whether windows of 2 x 2 touch each other, and none reaches over the image's edge."""
+    whole = all(2 * o <= s for o, s in zip(outputs, sizes)) and not any(map(any, window["padding"]))
+    return whole and window["kernel_size"] == window["stride"] == (2, 2) and window.get("dilation", (1, 1)) == (1, 1)

@@ -43,8 +43,11 @@ class Single:
         return [v for v in self.call.inputs if v is not None and v not in self.outside]
 
     def __call__(self, values: dict) -> None:
-        inputs = [self.call.numbers.get(place) if v is None else self._value(v, values) for place, v in enumerate(self.call.inputs)]
-        values[self.call.output] = self.op(*inputs, **self.call.parameters)
+        values[self.call.output] = self.op(*self.read(values), **self.call.parameters)
+
+    def read(self, values: dict) -> list:
+        """Its inputs."""
+        return [self.call.numbers.get(place) if v is None else self._value(v, values) for place, v in enumerate(self.call.inputs)]
 
     def _value(self, v: int, values: dict):
         if v in self.outside:

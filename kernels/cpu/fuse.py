@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 
-from tinynet.geometry import PoolWindow, Window, checked, nchw
+from tinynet.geometry import PoolWindow, Window, checked, halving, nchw
 from tinynet.kernels.graph import Call, Graph, Unsupported
 
 
@@ -134,8 +134,7 @@ class Fusing:
         self.layouts[call.output] = p["layout"]
         unit = self.made.get(x)
         sizes, outputs = (nchw(self.graph.shapes[v], p["layout"])[2:] for v in (x, call.output))
-        touching = window["kernel_size"] == window["stride"] == (2, 2) and not any(map(any, window["padding"])) and all(2 * o <= s for o, s in zip(outputs, sizes))
-        if touching and window["dilation"] == (1, 1) and unit is not None and unit.kind == "conv2d" and not unit.pool and unit.other is None and self.alone(x):
+        if halving(window, sizes, outputs) and unit is not None and unit.kind == "conv2d" and not unit.pool and unit.other is None and self.alone(x):
             unit.pool = True
             self.extend(unit, call)
         else:

@@ -3,8 +3,8 @@
 Both devices, `cuda` and `cuda-emulator`, are registered here; which one a launch goes to, its arrays say (launch.py).
 """
 
-from tinynet.kernels.cuda import conv2d, loss, matmul, optimizers, pool2d, relu, sums
+from tinynet.kernels.cuda import conv2d, conv2d_pool, loss, matmul, optimizers, pool2d, relu, sums
 
 FAMILIES = (matmul, conv2d, sums, pool2d, loss, optimizers, relu)  # each a launcher and its .cu file
 
-__all__ = ["FAMILIES", "conv2d", "loss", "matmul", "optimizers", "pool2d", "relu", "sums"]
+__all__ = ["FAMILIES", "conv2d", "conv2d_pool", "loss", "matmul", "optimizers", "pool2d", "relu", "sums"]

@@ -10,6 +10,9 @@
 //              into registers while these are multiplied (two panels of shared memory, one barrier a step), four at a time
 //              where they lie side by side. A block is 32 or 64 channels x 128 places.
 //
+// Pooled, both ends of the story do what often follows too: bias, ReLU and the largest of 2 x 2 windows (conv2d_pool.py). The four
+// places of a window are then one thread's, four in a row, so that one number of four leaves its registers, and which it was.
+//
 // `tinynet explain conv2d --device cuda-emulator` counts what each of them asks of memory.
 //
 // Gradients are convolutions too, of other arrays, and run here: conv2d.py says which. For dw images and channels change
@@ -25,6 +28,7 @@
 //   NHWC  1: channels lie side by side; 0: columns do
 //   DW    1: the arrays are those of the weights' gradient
 //   WIDE  1: weights are read four at a time, in NHWC patches too
+//   POOL  1: ReLU and pooling follow
 #include "digits.cuh"
 #include "panels.cuh"
 
@@ -33,6 +37,7 @@
 #else
 #define NHWC 0
 #define DW 0
+#define POOL 0
 #endif
 
 // images x channels x rows x columns are of x; outs x channels x kernel_rows x kernel_columns of w; y has images x outs x
@@ -47,6 +52,27 @@
       int images, int channels, int rows, int columns, int outs, int kernel_rows, int kernel_columns, int y_rows,        \
       int y_columns, int row_stride, int column_stride, int row_dilation, int column_dilation, int top, int left,        \
       int split_terms, int by_four, int channels_last
+
+// Pooled: where the winners' places go, in the order of y, and the columns of the convolution's result, in which these count.
+#define POOLED int *__restrict__ argmax, int z_columns
+
+// What a window of four sums comes to: after bias and ReLU, and the place of the first largest if ReLU lets it through, or -1.
+// Bias and ReLU may come last: they keep the order of numbers.
+struct Winner {
+  REAL value;
+  int place;
+};
+__device__ __forceinline__ Winner winner_of(const REAL* sums, REAL bias, int corner, int z_columns) {
+  REAL best = sums[0];
+  int which = 0;
+#pragma unroll
+  for (int m = 1; m < 4; m++) {
+    bool better = sums[m] > best || (sums[m] != sums[m] && best == best);  // the first NaN is the largest of all
+    best = better ? sums[m] : best, which = better ? m : which;
+  }
+  best += bias;
+  return {best < REAL(0) ? REAL(0) : best, best > REAL(0) ? corner + which / 2 * z_columns + which % 2 : -1};
+}
 
 // Whether (row, column) lies in the image: negative numbers are large ones without a sign.
 __device__ __forceinline__ bool inside(int row, int column, int rows, int columns) {
@@ -85,6 +111,10 @@ struct Spot {
   int image, row, column;
 };
 __device__ __forceinline__ Spot spot_of(int n, int images, int rows, int columns) {
+  if (POOL) {  // four to a window
+    Digits at = digits(n / 4, rows, columns);
+    return {at.slow, 2 * at.middle + n % 4 / 2, 2 * at.fast + n % 2};
+  }
   if (IMAGES_LAST) {
     Digits at = digits(n, columns, images);
     return {at.fast, at.slow, at.middle};
@@ -115,6 +145,31 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_direct(CONVOLUTION) {
         if (inside(row, column, rows, columns)) sum += x[c * x_channel + row * x_row + column * x_column] * w[c * w_channel + u * w_row + v * w_column];
       }
   y[blockIdx.y * y_split + group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(256, 1) conv2d_pool_direct(CONVOLUTION, POOLED) {
+  long long places = (long long)images * y_rows * y_columns, all_outs = (long long)groups * outs, n = blockIdx.x * 256ll + threadIdx.x;
+  if (n >= places * all_outs) return;
+  int out = int(channels_last ? n % all_outs : n / places), group = out / outs;
+  Spot at = spot_of(int(channels_last ? n / all_outs : n % places), images, y_rows, y_columns);
+  REAL sums[4] = {}, added = bias ? bias[out] : REAL(0);
+  out %= outs;
+  x += group * x_group + at.image * x_image;
+  w += group * w_group + out * w_out;
+  for (int c = 0; c < channels; c++)
+    for (int u = 0; u < kernel_rows; u++)
+#pragma unroll 1
+      for (int v = 0; v < kernel_columns; v++) {
+        REAL weight = w[c * w_channel + u * w_row + v * w_column];
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+          int row = (2 * at.row + m / 2) * row_stride + u * row_dilation - top, column = (2 * at.column + m % 2) * column_stride + v * column_dilation - left;
+          if (inside(row, column, rows, columns)) sums[m] += x[c * x_channel + row * x_row + column * x_column] * weight;
+        }
+      }
+  Winner found = winner_of(sums, added, 2 * at.row * z_columns + 2 * at.column, z_columns);
+  long long to = group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column;
+  y[to] = found.value, argmax[to] = found.place;
 }
 
 // --- tiles ---------------------------------------------------------------------------------------------------------------
@@ -153,6 +208,7 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_tiles(CONVOLUTION) {
 // --- registers -----------------------------------------------------------------------------------------------------------
 
 constexpr int PLACES = 128;                                  // of a block
+constexpr int STEP = POOL ? 2 : 1;                           // places from one output to the next, along rows and columns
 constexpr int THREADS = (OUTS / 8) * (PLACES / 8);           // 8 x 8 outputs each
 constexpr int ACROSS = (CHANNELS_LAST ? OUTS : PLACES) / 8;  // of them along x, as what lies side by side in y
 // Which way each operand is read. Weights lie along the terms; in dw they are dy, whose channels are the outs. Patches
@@ -256,20 +312,30 @@ struct Patches {
 };
 
 // A least number of blocks for dw, which NVRTC, left alone (0), would make spill so that three fit on a multiprocessor.
+#if POOL
+extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_pool_registers(CONVOLUTION, POOLED) {
+#else
 extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVOLUTION) {
+#endif
   __shared__ __align__(16) Panel<OUTS> weight_panels[2];
   __shared__ __align__(16) Panel<PLACES> patch_panels[2];
   __shared__ long long x_offsets[TABLE], y_offsets[TABLE];
   __shared__ int2 corners[TABLE];
   __shared__ float biases[OUTS];
-  int places = images * y_rows * y_columns;
+#if POOL
+  __shared__ int corners_of_windows[PLACES / 4];
+#endif
+  int places = images * y_rows * y_columns * (POOL ? 4 : 1);
   Part part = part_of_block(places, outs, PLACES, OUTS);
   for (int n = Patches::Mine::thread(); n < PLACES; n += THREADS) {
     Spot at = spot_of(part.place + n, images, y_rows, y_columns);
     int row = at.row * row_stride - top, column = at.column * column_stride - left;
     x_offsets[slot(n)] = at.image * x_image + row * x_row + column * x_column;
     corners[slot(n)] = make_int2(part.place + n < places ? row : NOWHERE, column);
-    y_offsets[slot(n)] = at.image * y_image + at.row * y_row + at.column * y_column;
+    y_offsets[slot(n)] = at.image * y_image + at.row / STEP * y_row + at.column / STEP * y_column;
+#if POOL
+    if (n % 4 == 0) corners_of_windows[n / 4] = at.row * z_columns + at.column;
+#endif
     if (n < OUTS) biases[n] = bias && blockIdx.y == 0 && part.out + n < outs ? bias[part.group * outs + part.out + n] : 0.f;
   }
   __syncthreads();
@@ -294,6 +360,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVO
     multiply<OUTS, PLACES>(weight_panels[now], patch_panels[now], out / 4, place / 4, sum);
   }
 
+#if POOL
+  // Sixteen windows: of each half of the places one, for two times four outs.
+  y += part.group * y_group + part.out * y_out, argmax += part.group * y_group + part.out * y_out;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int p = place + half * (PLACES / 2);
+    if (part.place + p >= places) break;
+#pragma unroll
+    for (int four = 0; four < 8; four += 4) {
+      int k = out + four / 4 * (OUTS / 2);
+      if (part.out + k >= outs) break;
+      Winner found[4];
+#pragma unroll
+      for (int e = 0; e < 4; e++) found[e] = winner_of(sum[four + e] + 4 * half, biases[k + e], corners_of_windows[p / 4], z_columns);
+      long long to = k * y_out + y_offsets[slot(p)];
+      if (CHANNELS_LAST && by_four) {
+        *(float4*)(y + to) = make_float4(found[0].value, found[1].value, found[2].value, found[3].value);
+        *(int4*)(argmax + to) = make_int4(found[0].place, found[1].place, found[2].place, found[3].place);
+        continue;
+      }
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        if (part.out + k + e < outs) y[to + e * y_out] = found[e].value, argmax[to + e * y_out] = found[e].place;
+    }
+  }
+#else
   // Sixteen times four outputs: of one place and four outs, or of one out and four places.
   y += blockIdx.y * y_split + part.group * y_group + part.out * y_out;
 #pragma unroll
@@ -315,5 +407,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVO
       *to = made[e];
     }
   }
+#endif
 }
 #endif

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from tinynet.kernels.cuda.both import implements_on_both
-from tinynet.kernels.cuda.launch import REALS, address, empty, in_elements, kernel, real, strides_of
+from tinynet.kernels.cuda.launch import REALS, address, contiguous, empty, in_elements, kernel, real, strides_of
 from tinynet.kernels.cuda.sums import add_parts, split_of
 
 FILE = Path(__file__).with_suffix(".cu")
@@ -46,10 +46,16 @@ class Convolution:
     channels_last: bool  # the tensors are NHWC
     bias: Any = None
     dw: bool = False
+    argmax: Any = None  # pooled: y has one place for each window of 2 x 2, and this the winners', as they are in y
+    z_columns: int = 0  # pooled: of the convolution's result
+
+    @property
+    def pooled(self) -> bool:
+        return self.argmax is not None
 
     @property
     def places(self) -> int:
-        return self.y.shape[2] * prod(self.y.shape[4:])
+        return self.y.shape[2] * prod(self.y.shape[4:]) * (4 if self.pooled else 1)
 
     @property
     def terms(self) -> int:
@@ -119,16 +125,20 @@ def gradient_of_w(dy, x, stride, padding, dilation, groups, layout, out) -> list
 def units():
     """All that can be compiled of conv2d.cu: macros, and the threads in a block of each kernel."""
     for number in REALS.values():
-        yield {"REAL": number}, {"conv2d_direct": 256, "conv2d_tiles": 256}
-    for outs, last, dw, wide in product((32, 64), (0, 1), (0, 1), (1, 0)):
-        yield dict(OUTS=outs, NHWC=last, DW=dw, WIDE=wide), {"conv2d_registers": outs * PLACES // 64}
+        yield {"REAL": number}, {"conv2d_direct": 256, "conv2d_pool_direct": 256, "conv2d_tiles": 256}
+    for outs, last, (dw, pool), wide in product((32, 64), (0, 1), ((0, 0), (1, 0), (0, 1)), (1, 0)):
+        yield dict(OUTS=outs, NHWC=last, DW=dw, WIDE=wide, POOL=pool), {f"conv2d_{'pool_' * pool}registers": outs * PLACES // 64}
 
 
 def occupancy_rows() -> list[tuple[str, str, dict, int]]:
     """What docs/cuda.md shows of them: title, kernel, macros, threads in a block."""
     simple = [(f"conv2d {kernel}, float", f"conv2d_{kernel}", {"REAL": "float"}, 256) for kernel in ("direct", "tiles")]
-    forms = [("", 32, 0, 0), ("", 64, 0, 0), (" NHWC,", 64, 1, 0), (" dw,", 64, 0, 1)]
-    return simple + [(f"conv2d registers,{what} {outs} x {PLACES}", "conv2d_registers", dict(OUTS=outs, NHWC=last, DW=dw, WIDE=1), outs * PLACES // 64) for what, outs, last, dw in forms]
+    simple.append(("conv2d direct, pooled, float", "conv2d_pool_direct", {"REAL": "float"}, 256))
+    forms = [("", 32, 0, 0, 0), ("", 64, 0, 0, 0), (" NHWC,", 64, 1, 0, 0), (" dw,", 64, 0, 1, 0), (" pooled,", 64, 0, 0, 1), (" pooled, NHWC,", 64, 1, 0, 1)]
+    return simple + [
+        (f"conv2d registers,{what} {outs} x {PLACES}", f"conv2d_{'pool_' * pool}registers", dict(OUTS=outs, NHWC=last, DW=dw, WIDE=1, POOL=pool), outs * PLACES // 64)
+        for what, outs, last, dw, pool in forms
+    ]
 
 
 def side_by_side(array, *along: int) -> tuple[int, list[int]]:
@@ -156,7 +166,9 @@ def plan(variant: str, c: Convolution) -> tuple[str, tuple[int, int], int, int]:
     if variant == "registers" and c.outs < FEW and (not c.dw or c.y.shape[2] < FEW):
         variant = "direct"  # depthwise, say
     elif variant == "registers" and c.y.dtype == np.float64:  # the simple variants do float64
-        variant = "tiles"
+        variant = "direct" if c.pooled else "tiles"
+    if c.pooled:  # what follows a sum needs all of it: no parts
+        return variant, ((32 if c.outs <= 32 else 64, PLACES) if variant == "registers" else (1, 256)), 1, c.w.shape[2] if variant == "direct" else c.terms
     if variant == "direct":  # which counts channels instead of terms
         return variant, (1, 256), *split_of(c.w.shape[2], 1, -(-c.y[0].size // 256), -(-LEAST_TERMS // prod(c.w.shape[3:])))
     tile, step = ((32 if c.outs <= 32 else 64, PLACES), 8) if variant == "registers" else ((16, 16), 16)
@@ -167,7 +179,7 @@ def form_of(c: Convolution, outs: int) -> dict[str, int]:
     """The macros of conv2d.cu's `registers` for these arrays."""
     weights = by_four(c.w, *((1,) if c.channels_last and c.dw else _terms(c)))
     patches = by_four(c.x, 1 if c.dw else 2) if c.channels_last else True
-    return dict(OUTS=outs, NHWC=int(c.channels_last), DW=int(c.dw), WIDE=int(weights and patches))
+    return dict(OUTS=outs, NHWC=int(c.channels_last), DW=int(c.dw), WIDE=int(weights and patches), POOL=int(c.pooled))
 
 
 def _terms(c: Convolution) -> tuple[int, int, int]:
@@ -189,7 +201,7 @@ def _laid_out(variant: str, c: Convolution) -> Convolution:
     return replace(c, w=c.w.transpose(axes).copy().transpose(*(axes.index(axis) for axis in range(5))))
 
 
-def _launch(variant: str, tile: tuple[int, int], c: Convolution, each: int) -> None:
+def launch(variant: str, tile: tuple[int, int], c: Convolution, each: int) -> None:
     """The sums of each part, of `each` terms (direct: channels)."""
     last = c.channels_last and not c.dw  # y's channels lie side by side
     c = _laid_out(variant, c)
@@ -199,11 +211,19 @@ def _launch(variant: str, tile: tuple[int, int], c: Convolution, each: int) -> N
     else:
         defines, block = {"REAL": REALS[c.y.dtype]}, (256,) if variant == "direct" else (16, 16)
     blocks = -(-c.y[0].size // 256) if variant == "direct" else blocks_of(c, *tile)
-    four = by_four(c.y, *((3,) if last else (4, 5, 2) if c.channels_last else (2, 4, 5)))
+    four = by_four(c.y, *((3,) if last else (4, 5, 2) if c.channels_last else (2, 4, 5))) and (not c.pooled or address(c.argmax) % 16 == 0)
     (groups, images, channels, *rows), (_, outs, _, *taps), outputs = c.x.shape, c.w.shape, c.y.shape[4:]
     sizes = groups, images, channels, *rows, outs, *taps, *outputs, *c.stride, *c.dilation, *c.corner, each, int(four), int(last)
-    run = kernel(c.y, FILE, f"conv2d_{variant}", **defines)
-    run((blocks, len(c.y)), block, (c.x, *strides_of(c.x), c.w, *strides_of(c.w), c.bias, c.y, *strides_of(c.y), *sizes))
+    run = kernel(c.y, FILE, f"conv2d_{'pool_' * c.pooled}{variant}", **defines)
+    pooled = (c.argmax, c.z_columns) if c.pooled else ()
+    run((blocks, len(c.y)), block, (c.x, *strides_of(c.x), c.w, *strides_of(c.w), c.bias, c.y, *strides_of(c.y), *sizes, *pooled))
+
+
+def check_sizes(name: str, convolutions: list[Convolution]) -> None:
+    """Raises ValueError where a number would not fit into those of the threads."""
+    places, terms = (max(getattr(c, what) for c in convolutions) for what in ("places", "terms"))
+    if max(places, terms) > MOST:
+        raise ValueError(f"{name}: threads count at most {MOST} places and terms of a sum; got {places} and {terms}; use a smaller batch")
 
 
 def _run(name: str, variant: str, convolutions, out) -> None:
@@ -212,10 +232,8 @@ def _run(name: str, variant: str, convolutions, out) -> None:
     if out.size == 0:
         return
     found = convolutions(out[None])
+    check_sizes(name, found)
     largest = max(found, key=lambda c: c.terms)
-    places = max(c.places for c in found)
-    if max(places, largest.terms) > MOST:
-        raise ValueError(f"{name}: threads count at most {MOST} places and terms of a sum; got {places} and {largest.terms}; use a smaller batch")
     if largest.terms == 0:
         out[...] = 0  # every sum is empty
         return
@@ -231,14 +249,13 @@ def _run(name: str, variant: str, convolutions, out) -> None:
         if c.terms == 0:
             c.y[...] = 0
         else:
-            _launch(variant, tile, c, each)
+            launch(variant, tile, c, each)
     if count > 1:
         add_parts(parts, out, turned)
 
 
 def _forward(variant, x, weight, bias, parameters, out) -> None:
-    x, weight = in_elements(x), in_elements(weight)
-    bias = bias if bias is None or not side_by_side(bias, 0)[1] else bias.copy()
+    x, weight, bias = in_elements(x), in_elements(weight), contiguous(bias)
     _run("conv2d", variant, lambda target: forward(x, weight, bias, *parameters, target), out)
 
 

@@ -198,8 +198,8 @@ def watched(name: str, rng, layout: str, x, k, size, groups=1):
     whole = lambda *shape: rng.integers(-3, 4, shape).astype(np.float32)
     x, weight, dy = whole(*in_layout(n, c, h, w, layout)), whole(k, c // groups, size, size), whole(*in_layout(n, k, h, w, layout))
     window = Window(x.shape, weight.shape, 1, size // 2, 1, groups, layout)
-    arrays = {"conv2d": (x, weight, whole(k)), "conv2d_dx": (dy, weight), "conv2d_dw": (dy, x), "conv2d_db": (dy,)}[name]
-    more = {"conv2d": window, "conv2d_dx": {"x_shape": x.shape, **window}, "conv2d_dw": {"weight_shape": weight.shape, **window}, "conv2d_db": {"layout": layout}}[name]
+    arrays = {"conv2d": (x, weight, whole(k)), "conv2d_relu_max_pool2d": (x, weight, whole(k)), "conv2d_dx": (dy, weight), "conv2d_dw": (dy, x), "conv2d_db": (dy,)}[name]
+    more = {"conv2d": window, "conv2d_relu_max_pool2d": window, "conv2d_dx": {"x_shape": x.shape, **window}, "conv2d_dw": {"weight_shape": weight.shape, **window}, "conv2d_db": {"layout": layout}}[name]
     with checked() as found:
         getattr(kernels("cuda-emulator"), name)(*arrays, **more)
     return found.launches
@@ -211,7 +211,7 @@ def excess(launch) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("name", ["conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db"])
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_relu_max_pool2d", "conv2d_dx", "conv2d_dw", "conv2d_db"])
 def test_convolution_is_coalesced_and_free_of_conflicts(name, layout, rng):
     launches = watched(name, rng, layout, (2, 32, 8, 16), 64, 1)
     assert len(launches) == 1 + (name == "conv2d_dw") or name == "conv2d_db"
@@ -221,12 +221,12 @@ def test_convolution_is_coalesced_and_free_of_conflicts(name, layout, rng):
 
 @pytest.mark.parametrize(
     "name, layout, most",
-    [("conv2d", "NCHW", 1.15), ("conv2d_dx", "NCHW", 1.15), ("conv2d_dw", "NCHW", 1.7), ("conv2d", "NHWC", 1), ("conv2d_dx", "NHWC", 1), ("conv2d_dw", "NHWC", 1)],
+    [("conv2d", "NCHW", 1.15), ("conv2d_relu_max_pool2d", "NCHW", 1.3), ("conv2d_relu_max_pool2d", "NHWC", 1), ("conv2d_dx", "NCHW", 1.15), ("conv2d_dw", "NCHW", 1.7), ("conv2d", "NHWC", 1), ("conv2d_dx", "NHWC", 1), ("conv2d_dw", "NHWC", 1)],
 )
 def test_windows_that_start_anywhere_cost_little_more(name, layout, most, rng):
     """A window's row starts at any column, so what lies side by side begins in the middle of a sector. Channels never do."""
     launches = watched(name, rng, layout, (2, 16, 8, 32), 64, 3)
-    assert launches[0].kernel == "conv2d_registers"
+    assert launches[0].kernel == ("conv2d_pool_registers" if "pool" in name else "conv2d_registers")
     assert excess(launches[0])["shared"] == 1 and excess(launches[0])["global"] <= most
     for launch in launches[1:]:
         assert launch.kernel == "add_parts" and excess(launch)["shared"] == 1
