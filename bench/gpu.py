@@ -211,6 +211,8 @@ def torch_call(torch, work: Work, window: dict) -> Callable[[], object] | None:
         return lambda: aten.avg_pool2d_backward(arrays[0], x, size, stride, padding, ceil, parameters["count_include_pad"], None)
     if work.name == "max_pool2d":
         return lambda: f.max_pool2d(arrays[0], size, stride, padding, dilation, ceil, return_indices=True)
+    if work.name == "conv2d_relu_max_pool2d":
+        return lambda: f.max_pool2d(f.relu(f.conv2d(*arrays, stride, padding, dilation, groups)), 2, return_indices=True)
     return {
         "matmul": lambda: torch.matmul(*arrays),
         "conv2d": lambda: f.conv2d(*arrays, stride, padding, dilation, groups),

@@ -69,7 +69,8 @@ def layers(network: str, images: int, rng) -> Iterator[Work]:
     def reals(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
-    for step in NETWORKS[network].steps():
+    steps = list(NETWORKS[network].steps())
+    for place, step in enumerate(steps):
         layer = step.layer
         if isinstance(layer, ReLU):
             x, dy = reals(images, *step.before), reals(images, *step.after)
@@ -84,6 +85,8 @@ def layers(network: str, images: int, rng) -> Iterator[Work]:
             yield Work("conv2d_dx", forward.layer, (dy, weight), dict(window, x_shape=x.shape))
             yield Work("conv2d_dw", forward.layer, (dy, x), dict(window, weight_shape=weight.shape))
             yield Work("conv2d_db", forward.layer, (dy,), dict(layout="NCHW"))
+            if _halved([after.layer for after in steps[place + 1 : place + 3]]):
+                yield Work("conv2d_relu_max_pool2d", forward.layer, (x, weight, bias), window)
         elif isinstance(layer, MaxPool):
             x, dy = np.maximum(reals(images, *step.before), 0), reals(images, *step.after)
             window = dict(PoolWindow(x.shape, layer.size, layer.stride, 0, False, "NCHW", "max_pool2d", 1))
@@ -110,6 +113,12 @@ def layers(network: str, images: int, rng) -> Iterator[Work]:
     where = f"{name} {' x '.join(map(str, shape))}"
     yield Work("sgd_step", where, (w, g, None), dict(lr=0.01, momentum=0.0, nesterov=False, weight_decay=0.0))
     yield Work("adam_step", where, (w, g, m, s), dict(t=3, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled=False))
+
+
+def _halved(after: list) -> bool:
+    """Whether what follows a convolution is ReLU and max-pooling of 2 x 2, in either order."""
+    pools = [layer for layer in after if isinstance(layer, MaxPool) and layer.size == layer.stride == 2]
+    return len(pools) == sum(isinstance(layer, ReLU) for layer in after) == 1
 
 
 def _pooled(step: Step) -> str:

@@ -1,7 +1,7 @@
 """Convolution, bias, ReLU and max-pooling of 2 x 2 in one: of four sums in registers one number is stored, and which it was.
 
-    conv2d, relu, max_pool2d   one after the other: z is written, read and written, read again
-    simd                       z never leaves the registers: a tile is two rows of the convolution, of which the pooled half of one is stored
+    apart    conv2d, ReLU and max-pooling one after the other: z is written, read and written, and read again
+    simd     z never leaves the registers: a tile is two rows of it, of which one number of four is stored
 
 The kernel (tiles_kernels.conv_pool) is the one that compiled networks run. Before bias and ReLU the largest is chosen: rounding
 keeps the order of numbers, so it stays the largest. What it says of the winners, 0 to 3, or -1 where ReLU lets no gradient
@@ -16,13 +16,27 @@ from math import prod
 import numpy as np
 
 from tinynet.geometry import output_size, reach
-from tinynet.kernels.contract import implements
+from tinynet.kernels.contract import CONTRACTS, implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.conv2d_simd import laid
+from tinynet.kernels.cpu.conv2d_simd import conv2d, laid
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
+from tinynet.kernels.cpu.pool2d_simd import max_pool2d
 
 X, WEIGHT, BIAS, Y, ARGMAX = ARRAYS  # where a call's arrays lie (program.Prepared)
+
+
+@implements("conv2d_relu_max_pool2d", device="cpu", variant="apart")
+def conv2d_relu_max_pool2d_apart(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
+    y, argmax = out
+    window = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout)
+    ((shape, dtype),) = CONTRACTS["conv2d"].spec(x, weight, bias, **window).outputs
+    if y.size:
+        z = np.empty(shape, dtype)
+        conv2d(x, weight, bias, **window, out=z)
+        np.maximum(z, 0, out=z)
+        max_pool2d(z, kernel_size=(2, 2), stride=(2, 2), padding=((0, 0), (0, 0)), dilation=(1, 1), ceil_mode=False, layout=layout, out=out)
+        argmax[~(y > 0)] = -1
 
 
 @implements("conv2d_relu_max_pool2d", device="cpu", variant="simd", default=True)

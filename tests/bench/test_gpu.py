@@ -87,7 +87,10 @@ def test_what_torch_is_asked_for_is_the_kernel(network):
         if work.name in ("softmax_cross_entropy", "adam_step"):
             assert call is None
             continue
-        verdict = oracle.judge(gpu._on_host(call()), oracle.reference.find(work.name)(*work.arrays, **work.parameters), max_zero_share=1.0)
+        got = gpu._on_host(call())
+        if work.name == "conv2d_relu_max_pool2d":
+            got = got[0], np.where(got[0] > 0, got[1], -1)  # torch keeps what ReLU stops in its result
+        verdict = oracle.judge(got, oracle.reference.find(work.name)(*work.arrays, **work.parameters), max_zero_share=1.0)
         assert verdict, f"{work.name}, {work.layer}: {verdict}"
         names.add(work.name)
     assert {"conv2d", "conv2d_dx", "conv2d_dw", "conv2d_db", "matmul", "relu_dx", "sgd_step"} <= names

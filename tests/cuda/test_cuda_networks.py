@@ -95,6 +95,28 @@ def test_a_network_trains(network, make, steps, device, rng):
 
 
 @pytest.mark.parametrize("device", READY)
+@pytest.mark.parametrize("network", [whole("keras"), whole("tensorflow")], ids=lambda network: network.name)
+def test_a_compiled_network_with_its_convolutions_fused_is_within_its_bounds(network, device, rng):
+    state = canonical_state(network)
+    parameters = {key: tinynet.tensor(state[key], device=device, requires_grad=True) for key in network.parameters()}
+    x, target = rng.standard_normal((2, *IMAGE)).astype(np.float32), rng.integers(0, CLASSES, 2)
+
+    def step(x, target):
+        for p in parameters.values():
+            p.grad = None
+        loss = loss_of(network, parameters, x, target)
+        loss.backward()
+        return loss
+
+    step = tinynet.compile(step)
+    loss, want = step(tinynet.tensor(x, device=device), tinynet.tensor(target, device=device)), truth(network, state, x, target)
+    assert step.explain().count("conv2d + relu + max_pool2d are one kernel") == sum(isinstance(layer, MaxPool) for layer in network.layers)
+    assert abs(loss.item() - want.loss.value) <= want.loss.bound
+    for key, p in parameters.items():
+        assert (np.abs(to_host(p.grad) - want.gradients[key].value) <= want.gradients[key].bound).all(), key
+
+
+@pytest.mark.parametrize("device", READY)
 def test_relus_gradient_is_dy_or_nothing_bit_by_bit(device):
     def gradient(dy, x):
         x = tinynet.Tensor(x, device=device, requires_grad=True)
