@@ -222,11 +222,14 @@ def bench_gpu(
     networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
     batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
     only: Annotated[str, typer.Option(help="names of kernels, like matmul,max_pool2d; all that have a CUDA kernel if left out")] = "",
+    what: Annotated[str, typer.Option(help="kernels,networks: each kernel by itself, whole networks; both if left out")] = "",
     device: Annotated[str, typer.Option(help="cuda, or cuda:1 and so on")] = "cuda",
+    logs: Annotated[Path, typer.Option(file_okay=False, help="folder for what the networks' contestants print")] = Path("out/bench"),
     rounds: Annotated[int, typer.Option(min=3)] = 7,
     as_json: Annotated[bool, typer.Option("--json", help="print the result, with the machine's record, as JSON on standard output")] = False,
 ) -> None:
-    """Every variant of every CUDA kernel on the networks' layers, beside torch: proved, timed on a GPU in turns, as a share of its measured peak."""
+    """On a GPU, proved and timed in turns: every variant of every CUDA kernel on the networks' layers, beside torch, as a share of the
+    GPU's measured peak; and the whole networks, forward and training, beside torch and TensorFlow."""
     from rich.progress import Progress
 
     from tinynet.bench import gpu, tables
@@ -241,13 +244,19 @@ def bench_gpu(
     if found.gpu is None:
         raise typer.BadParameter(f"{device} is no GPU: nothing that it does says how fast one is; choose cuda, or cuda:1 and so on")
     chosen, sizes, names = choice(networks, list(NETWORKS), "network"), sizes_of(batch_sizes), choice(only, gpu.able(), "CUDA kernel")
+    wanted = choice(what, ["kernels", "networks"], "part of the benchmark")
+    if only and what and "kernels" not in wanted:
+        raise typer.BadParameter("--only names single kernels; add kernels to --what")
     if found.reason:
         terminal.print(f"nothing was measured: {found.reason}", markup=False, soft_wrap=True)
         raise typer.Exit(1)
     rows: list[gpu.Row] = []
     with Progress(console=terminal) as progress:
         bar = progress.add_task("measuring", total=None)
-        result = gpu.run(device, chosen, sizes, names, rounds, rows.append, lambda done, of: progress.update(bar, completed=done, total=of))
+        show = lambda done, of, stage="kernels": progress.update(bar, completed=done, total=of, description=stage)
+        result = gpu.run(device, chosen, sizes, names if "kernels" in wanted else (), rounds, rows.append, show)
+        if "networks" in wanted and not only:
+            result |= gpu.whole_networks(device, chosen, sizes, rounds, logs, lambda stage, done, of: show(done, of, stage), result)
     if as_json:
         sys.stdout.write(to_json(result))
     else:

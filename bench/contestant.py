@@ -21,7 +21,9 @@ class ContestantProcess(OwnProcess):
     """Raises PeerFailed if the process doesn't start, or in `submit` if its framework is missing or what it runs fails."""
 
     def __init__(self, name: str, threads: int, log: Path):
-        super().__init__({**worker.limits(threads), **make(name).environment}, worker.write_to, (str(log),), log)
+        made = make(name)
+        hides = {"CUDA_VISIBLE_DEVICES"} if made.device == "cuda" else set()  # set for contestants on the CPU, which would look for a GPU
+        super().__init__({**worker.limits(threads), **{k: v for k, v in made.environment.items() if k not in hides}}, worker.write_to, (str(log),), log)
 
 
 # --- in the contestant's process --------------------------------------------------------------------

@@ -7,6 +7,7 @@ is written Python launches what comes, so that no launch is waited for.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import numpy as np
 
 from tinynet import oracle
 from tinynet.bench.kernels import Work, layers
+from tinynet.bench.networks import KINDS, Run, Settings
+from tinynet.bench.peers import ON_GPU
 from tinynet.bench.timing import Times, in_turns
 from tinynet.compare.job import machine
 from tinynet.devices import check_device, here, moved, to_host
@@ -267,5 +270,21 @@ def run(device: str, networks, sizes, names, rounds: int, say: Callable[[Row], N
         "schema": SCHEMA, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(), "gpu": gpu, "clocks_after": clocks(number),
         "torch": why or f"timed, {torch.__version__}", "settings": {"device": device, "networks": list(networks), "sizes": list(sizes), "kernels": list(names), "rounds": rounds},
         "peak_gflops": top.peak / 1e9, "bandwidth_gb_s": top.bandwidth / 1e9, "rows": [asdict(row) for row in rows],
-        "ok": bool(rows) and all(row.seconds is not None and not row.impossible for row in rows),
+        "ok": bool(rows or not names) and all(row.seconds is not None and not row.impossible for row in rows),
     }  # fmt: skip
+
+
+def whole_networks(device: str, chosen, sizes, rounds: int, logs: Path, show: Callable[[str, int, int], None], result: dict) -> dict:
+    """What `run` has found, and the networks as a whole: each contestant a process of its own, which sees this GPU alone."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = check_device(device).gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = before.split(",")[number] if before else str(number)
+    try:
+        settings = Settings(tuple(chosen), KINDS, tuple(ON_GPU), tuple(sizes), rounds, os.cpu_count() or 1)
+        found = Run(settings, logs, show).run()
+    finally:
+        if before is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+    return {"networks": found["tables"], "ok": result["ok"] and found["ok"]}

@@ -20,9 +20,9 @@ import psutil
 
 from tinynet.bench import contestant, truth
 from tinynet.bench.contestant import ContestantProcess
-from tinynet.bench.peers import make
+from tinynet.bench.peers import CONTESTANTS, make
 from tinynet.bench.peers.base import Trainer
-from tinynet.bench.targets import MATHS, target
+from tinynet.bench.targets import target
 from tinynet.bench.zoo import NETWORKS, Network, initial_state
 from tinynet.compare import worker
 from tinynet.compare.job import machine
@@ -105,7 +105,8 @@ class Run:
                         self.step(f"{network.name} {kind} of {size}: timing {entrants[i].name}")
                         entrants[i].time(size, self.settings.block_s)
             for entrant in entrants:
-                entrant.weigh()
+                if entrant.name in CONTESTANTS:  # of a GPU's memory nobody's process says anything
+                    entrant.weigh()
         finally:
             for entrant in entrants:
                 entrant.end()
@@ -195,7 +196,7 @@ def ratios(network: str, kind: str, rows: list[dict]) -> list[dict]:
     for row in rows:
         for size, cell in row["cells"].items():
             best = best_of(others, size)
-            if row["contestant"] not in MATHS or cell["median_s"] is None or best is None:
+            if not row["contestant"].startswith("tinynet-") or row["contestant"].endswith("-eager") or cell["median_s"] is None or best is None:
                 continue
             wanted = target(network, kind, row["contestant"], size)
             entry = {"contestant": row["contestant"], "size": size, **_ratio(best, cell, size), "target": None}

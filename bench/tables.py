@@ -105,7 +105,11 @@ def on_gpu(result: dict, rows: list) -> Iterator:
     for row in rows:
         cells = ("", "", "", "") if row.seconds is None else (f"{row.seconds * 1e6:,.1f} us", f"{row.gflops:,.0f}", f"{row.gb_s:,.0f}", "[red]IMPOSSIBLE[/]" if row.impossible else f"{row.share:.0%}")
         view.add_row(row.network, str(row.images), row.kernel, row.layer, row.variant, row.verdict, *cells)
-    yield view
+    if rows:
+        yield view
+    for table in result.get("networks", ()):
+        yield times(table)
+        yield from lines(table)
 
 
 # --- cliffs ---

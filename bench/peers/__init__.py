@@ -1,4 +1,4 @@
-"""The contestants of `tinynet bench networks` by name. Nothing of a framework is imported until a contestant's `start`."""
+"""The contestants of `tinynet bench networks`, and of `tinynet bench gpu`, by name. Nothing of a framework is imported until a contestant's `start`."""
 
 from __future__ import annotations
 
@@ -25,12 +25,24 @@ CONTESTANTS = {
     "onnxruntime": ("onnx_peer", "OnnxRuntime", "all optimisations"),
 }
 
+ON_GPU = {
+    "tinynet-cuda-eager": ("tinynet_peer", "Tinynet", "eager"),
+    "tinynet-cuda-compiled": ("tinynet_peer", "Tinynet", "strict"),
+    "torch-cuda-eager": ("pytorch_peer", "Torch", "eager"),
+    "torch-cuda-channels_last": ("pytorch_peer", "Torch", "channels_last"),
+    "torch-cuda-compile": ("pytorch_peer", "Torch", "compile"),
+    "torch-cuda-graphs": ("pytorch_peer", "Torch", "compile graphs"),
+    "tensorflow-cuda-graph": ("tensorflow_peer", "TensorFlow", "graph"),
+    "tensorflow-cuda-xla": ("tensorflow_peer", "TensorFlow", "xla"),
+}
+
 
 def make(name: str) -> Contestant:
-    if name not in CONTESTANTS:
-        raise ValueError(f"there is no contestant {name!r}; choose from {', '.join(CONTESTANTS)}")
-    module, cls, mode = CONTESTANTS[name]
-    return getattr(import_module(f"tinynet.bench.peers.{module}"), cls)(mode)
+    found = ON_GPU.get(name) or CONTESTANTS.get(name)
+    if found is None:
+        raise ValueError(f"there is no contestant {name!r}; choose from {', '.join((*CONTESTANTS, *ON_GPU))}")
+    module, cls, mode = found
+    return getattr(import_module(f"tinynet.bench.peers.{module}"), cls)(mode, "cuda" if name in ON_GPU else "cpu")
 
 
-__all__ = ["CONTESTANTS", "Contestant", "make"]
+__all__ = ["CONTESTANTS", "ON_GPU", "Contestant", "make"]

@@ -17,13 +17,14 @@ State = Mapping[str, np.ndarray]
 
 
 class Contestant(ABC):
-    """environment: set before the framework is imported. install: the line that installs what is missing."""
+    """environment: set before the framework is imported. install: the line that installs what is missing. device: cpu; or cuda, for
+    those that can: what is timed begins with images on the GPU and ends when the result is on the host. Float32 is float32 there."""
 
     environment: Mapping[str, str] = {}
     install = "pip install 'tinynet-engine[compare]'"
 
-    def __init__(self, mode: str):
-        self.mode = mode
+    def __init__(self, mode: str, device: str = "cpu"):
+        self.mode, self.device = mode, device
 
     @abstractmethod
     def start(self, threads: int) -> str:

@@ -1,4 +1,4 @@
-"""PyTorch as a contestant: eager or torch.compile, either with channels last."""
+"""PyTorch as a contestant: eager or torch.compile, either with channels last; on a GPU as CUDA graphs too."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ class Torch(Trainer):
         self.torch = torch
         self.memory_format = torch.channels_last if "channels_last" in self.mode else torch.contiguous_format
         limit_threads(torch, threads)
+        if self.device == "cuda":
+            if not torch.cuda.is_available():
+                raise RuntimeError(f"PyTorch {torch.__version__} sees no GPU; it may be a build for CPUs: pip install torch with CUDA")
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.benchmark = True  # the fastest of cuDNN's kernels, tried at the first call
         return f"PyTorch {torch.__version__}"
 
     def build(self, network: Network, state: State) -> None:
         torch = self.torch
         self.names = list(network.parameters())
-        self.model = make_model(torch, network)
+        self.model = make_model(torch, network).to(self.device)
         with torch.no_grad():
             for name, parameter in zip(self.names, self.model.parameters(), strict=True):
                 parameter.copy_(torch.from_numpy(state[name]))
@@ -52,22 +57,23 @@ class Torch(Trainer):
 
     def _compile(self, function):
         # dynamic=False: every batch size gets code of its own, as from all others that compile
-        return self.torch.compile(function, fullgraph=True, dynamic=False) if "compile" in self.mode else function
+        how = {"mode": "reduce-overhead"} if "graphs" in self.mode else {}
+        return self.torch.compile(function, fullgraph=True, dynamic=False, **how) if "compile" in self.mode else function
 
     def _images(self, x: np.ndarray):
-        return self.torch.from_numpy(x).contiguous(memory_format=self.memory_format)
+        return self.torch.from_numpy(x).to(self.device).contiguous(memory_format=self.memory_format)
 
     def forward(self, x: np.ndarray):
         torch, call, images = self.torch, self._compile(self.model), self._images(x)
 
         def forward():
             with torch.inference_mode():
-                return call(images).numpy()
+                return call(images).cpu().numpy()
 
         return forward
 
     def training(self, x: np.ndarray, y: np.ndarray, learning_rate: float):
-        torch, model, images, classes = self.torch, self.model, self._images(x), self.torch.from_numpy(y)
+        torch, model, images, classes = self.torch, self.model, self._images(x), self.torch.from_numpy(y).to(self.device)
         loss_of = self._compile(lambda x, y: torch.nn.functional.cross_entropy(model(x), y))
         sgd = torch.optim.SGD(model.parameters(), learning_rate, fused=True)  # fused: one call for all parameters, the fastest here
 
@@ -81,4 +87,4 @@ class Torch(Trainer):
         return step
 
     def state(self) -> dict[str, np.ndarray]:
-        return {name: np.array(p.detach().numpy(), order="C") for name, p in zip(self.names, self.model.parameters(), strict=True)}
+        return {name: np.array(p.detach().cpu().numpy(), order="C") for name, p in zip(self.names, self.model.parameters(), strict=True)}

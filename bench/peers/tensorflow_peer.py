@@ -18,6 +18,10 @@ class TensorFlow(Trainer):
 
         self.tf = tf
         limit_threads(tf, threads)
+        if self.device == "cuda":
+            if not tf.config.list_physical_devices("GPU"):
+                raise RuntimeError(f"TensorFlow {tf.__version__} sees no GPU; it may be a build for CPUs: pip install 'tensorflow[and-cuda]'")
+            tf.config.experimental.enable_tensor_float_32_execution(False)
         return f"TensorFlow {tf.__version__}"
 
     def build(self, network: Network, state: State) -> None:

@@ -9,24 +9,31 @@ from tinynet import functional as F
 from tinynet.bench.peers.base import State, Trainer
 from tinynet.bench.truth import make_model
 from tinynet.bench.zoo import Network
+from tinynet.devices import here
 
 
 class Tinynet(Trainer):
     install = "pip install numba"
 
     def start(self, threads: int) -> str:
+        self.compile = (lambda function: function) if self.mode == "eager" else lambda function: tinynet.compile(function, math=self.mode)
+        if self.device != "cpu":
+            with here(self.device) as xp:  # an error that says why, where there is no GPU
+                return f"tinynet {tinynet.__version__}, {xp.__name__} {xp.__version__}"
         import numba
 
         numba.set_num_threads(threads)
-        self.compile = (lambda function: function) if self.mode == "eager" else lambda function: tinynet.compile(function, math=self.mode)
         return f"tinynet {tinynet.__version__}, numba {numba.__version__}"
 
     def build(self, network: Network, state: State) -> None:
         self.names = list(network.parameters())
-        self.model = make_model(network, state)
+        self.model = make_model(network, state, device=self.device)
+
+    def _moved(self, array: np.ndarray):
+        return array if self.device == "cpu" else tinynet.tensor(array, device=self.device)
 
     def forward(self, x: np.ndarray):
-        fast = self.compile(self.model)
+        fast, x = self.compile(self.model), self._moved(x)
 
         def forward():
             with tinynet.no_grad():
@@ -44,7 +51,7 @@ class Tinynet(Trainer):
             optimizer.step()
             return loss
 
-        fast = self.compile(step)
+        fast, x, y = self.compile(step), self._moved(x), self._moved(y)
         return lambda: fast(x, y).item()
 
     def state(self) -> dict[str, np.ndarray]:
