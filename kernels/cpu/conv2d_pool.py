@@ -18,7 +18,7 @@ import numpy as np
 from tinynet.geometry import output_size, reach
 from tinynet.kernels.contract import CONTRACTS, implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.conv2d_simd import conv2d, laid
+from tinynet.kernels.cpu.conv2d_simd import PLACES, conv2d, laid
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
 from tinynet.kernels.cpu.pool2d_simd import max_pool2d
@@ -64,7 +64,6 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     chosen = target + slots * result.slot
     w = chosen + winners * item
     lay, w_group = laid(weight_shape, groups, True, WEIGHT, w, dtype)
-    _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, kh * kw, dtype, True)
     ix, flops = stride[1] * copy.column, 8 * x.n * y.rows * y.columns * prod(weight_shape)
     numbers = dict(
         outputs=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
@@ -77,6 +76,9 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
         rows=y.rows, columns=y.columns, groups=groups, count=count, lanes=lanes, width=width, x=(chosen, result.slot, result.image * item),
         x_row=result.row, x_first=result.first_row, y=(ARGMAX, 0, 4 * y.image), y_channel=y.channel, y_column=y.column,
     )  # fmt: skip
-    kernel = named(compiled(tiles.conv_pool, wide // 2, vectors, W, tiles.pixel_step(ix, flops), dtype), tiles.CONV, numbers)
+    listed, places = tiles.listed(kh * kw, c), lines(groups * w_group, dtype)
+    numbers.update(places=(w + places * item, PLACES))
+    _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True)
+    kernel = named(compiled(tiles.conv_pool, wide // 2, vectors, W, tiles.pixel_step(ix, flops), listed, dtype), tiles.CONV, numbers)
     images = [*copy.rows_of(base, dtype), kernel, *result.rows_of(target, dtype), named(compiled(tiles.places, dtype), tiles.PLACES, found)]
-    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + winners + groups * w_group, dtype, flops)
+    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + winners + places + slots * PLACES // item, dtype, flops)

@@ -40,6 +40,7 @@ from tinynet.kernels.cpu.tiles import Weights
 
 # A call is prepared once for its shapes, and then only told where its arrays lie (program.Prepared): stand-ins for these.
 X, WEIGHT, BIAS, OUT, *_ = ARRAYS
+PLACES = tiles.MOST_LISTED * 16  # bytes of a thread's list of terms (tiles.listed)
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
@@ -82,9 +83,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     target = base + slots * copy.slot
     w = target + slots * result.slot
     lay, w_group = laid(weight_shape, groups, True, WEIGHT, w, dtype)
-    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, kh * kw, dtype)
     ix, flops = stride[1] * copy.column, 2 * x.n * y.rows * y.columns * prod(weight_shape)
-    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), dtype)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
         ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
@@ -92,8 +91,12 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
         x=copy.place(base), x_first=copy.first_row, w=w, bias=BIAS if biased else 0,
         y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
+    listed, places = tiles.listed(kh * kw, c), lines(groups * w_group, dtype)
+    numbers.update(places=(w + places * y.item, PLACES))
+    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype)
+    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), listed, dtype)
     images = [*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)]
-    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype, flops)
+    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + places + slots * PLACES // y.item, dtype, flops)
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -126,23 +129,25 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
     target = base + slots * copy.slot
     w = target + slots * result.slot
     lay, w_group = laid(weight_shape, groups, False, WEIGHT, w, dtype)
+    places = w + lines(groups * w_group, dtype) * dy.item
     images = copy.rows_of(base, dtype)
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
     for phase, many, u, su, mu, offset, back in down:
         for side, wide, v, sv, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
-            tile = tiles.best(least, wide, lanes, terms * mu * mv, max(mu * mv, 1), dtype)
+            listed = tiles.listed(mu * mv, terms)
+            tile = tiles.best(least, wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), dtype)
             start = (offset - up if copy.needed else offset) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
             numbers = dict(
                 outputs=rows, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms,
                 ta=-back * copy.row, tb=-aside * copy.column, tc=copy.channel, wa=su * kw * terms * lanes, wb=sv * terms * lanes, w_term=lanes,
                 iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel, w_group=w_group,
                 x=copy.place(base, start), x_first=copy.first_row, w=w + (u * kw + v) * terms * lanes * dy.item,
-                y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column,
+                y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column, places=(places, PLACES),
             )  # fmt: skip
-            images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), dtype), tiles.CONV, numbers))
+            images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), listed, dtype), tiles.CONV, numbers))
     images += result.rows_of(target, dtype)
-    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size) + groups * w_group, dtype, flops)
+    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size + PLACES // dy.item) + lines(groups * w_group, dtype), dtype, flops)
 
 
 # --- gradient of the weights -------------------------------------------------------------------------------------

@@ -70,6 +70,10 @@ class Convolutions(Planner):
         far = (ceil(columns / overhang) * overhang - 1) * stride[1] + reach(kw, dilation[1]) - left - w
         return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
 
+    def list_of_terms(self) -> Memory:
+        """Scratch memory in which `conv` lists the terms of its sums."""
+        return self.memory(Memory(tiles.MOST_LISTED * 16 // self.item, "places of terms", self.slots))
+
     def by_winograd(self, unit: Unit) -> int:
         """The tiles' size, if a convolution is worth Winograd's transforms, else 0. The transforms of y cost
         the same however many channels its sums have: three pay for them (fewer were not tried)."""
@@ -95,6 +99,7 @@ class Convolutions(Planner):
             winner = self.views[unit.output, "winner"] = self.buffer(k, y.rows, y.columns, what=f"winners of value {unit.output}")
             winner.halo = y.memory.halo  # at the same places
         flops = 2 * rows * columns * prod(self.graph.shapes[unit.weight])
+        places = None if m or depthwise else self.list_of_terms()
         if m:
             self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
@@ -114,16 +119,18 @@ class Convolutions(Planner):
                 return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
             numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
             one_run(numbers)
-            shares = self.shares(flops)
+            shares, listed = self.shares(flops), tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
+            numbers.update(places=At(places, alone=True), places_slot=places.step)
+            segments = 1 if listed else kh * kw
             if unit.pool:
                 numbers.update(outputs=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
                 if winner is not None:
                     numbers.update(winner=At(winner))
-                _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, kh * kw, self.T, True)
-                return [(self.kernel(tiles.conv_pool, wide // 2, v, width, step), tiles.CONV, numbers)]
+                _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)
+                return [(self.kernel(tiles.conv_pool, wide // 2, v, width, step, listed), tiles.CONV, numbers)]
             numbers.update(outputs=rows, limit=rows, columns=columns)
-            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, kh * kw, self.T)
-            return [(self.kernel(tiles.conv, *tile, step), tiles.CONV, numbers)]
+            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T)
+            return [(self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers)]
 
         self.step(unit.name, build, [x.memory, y.memory, other and other.memory, winner], flops)
 
@@ -282,7 +289,7 @@ class Convolutions(Planner):
             work = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
             self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
             return
-        weights = self.packed(unit, depthwise)
+        weights, places = self.packed(unit, depthwise), None if depthwise else self.list_of_terms()
         terms = k // groups
         lanes = lanes_of(c) if groups == 1 else lanes_of(k) if depthwise else c
         flops = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
@@ -311,8 +318,10 @@ class Convolutions(Planner):
                     if depthwise:
                         found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
                     else:
-                        tile = tiles.best(max(many // self.shares(flops), 1), wide, lanes, terms * mu * mv, max(mu * mv, 1), self.T)
-                        found.append((self.kernel(tiles.conv, *tile, step), tiles.CONV, numbers))
+                        listed = tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
+                        numbers.update(places=At(places, alone=True), places_slot=places.step)
+                        tile = tiles.best(max(many // self.shares(flops), 1), wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), self.T)
+                        found.append((self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers))
             return found
 
         self.step("gradient of the images", build, [dz, dx, before, mask and mask.memory], flops)

@@ -38,7 +38,7 @@ EACH = {
 }  # fmt: skip  # operations for each of `count` numbers, without weight decay
 UPDATED = {"sums", "w", "first", "second"}  # names in a row of what is read and written, where the kernel does not only read it
 UPDATES = (tiles.conv_dw, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
-APART = {"work", "panel", "taps", "hyper", "fault", "scale"}  # scratch memory, and a few numbers that all kernels share
+APART = {"work", "panel", "taps", "places", "hyper", "fault", "scale"}  # scratch memory, and a few numbers that all kernels share
 SHORT, MOST = 200e-6, 64  # a step is played often enough in a row to take that many seconds, at most so often
 
 

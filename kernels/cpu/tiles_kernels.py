@@ -237,8 +237,22 @@ def gather(W, T):
 # --- sums -----------------------------------------------------------------------------------------------------
 
 
-def conv(R, C, V, W, STEP, T):
-    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step.
+@inline
+def list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, wc):
+    """Where each term of a sum lies in x and in w, from where the first one does."""
+    count = 0
+    for a in range(taps_a):
+        for b in range(taps_b):
+            for c in range(terms):
+                put(places, 2 * count, a * ta + b * tb + c * tc)
+                put(places, 2 * count + 1, a * wa + b * wb + c * wc)
+                count += 1
+    return count
+
+
+def conv(R, C, V, W, STEP, LISTED, T):
+    """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step. LISTED: whether the places of
+    terms are listed first (tiles.listed), in scratch memory.
 
     What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
     a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
@@ -260,6 +274,9 @@ def conv(R, C, V, W, STEP, T):
         if get(row, CONV.by_lanes) != 0:
             begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
         xo, yo, rows = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first), end - begin
+        places, listed = pointer(get(row, CONV.places) + slot * get(row, CONV.places_slot), np.int64), 0
+        if LISTED:
+            listed = list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, w_term)
         for g in range(groups):
             for block in range(first_block, last_block):
                 o = min(block * LANES, lanes - LANES)
@@ -269,16 +286,24 @@ def conv(R, C, V, W, STEP, T):
                         j = min(j, columns - C)
                         acc = zeros(y, N, W)
                         p, q = xo + g * x_group + i * iy + j * ix, g * w_group + o
-                        for a in range(taps_a):
-                            for b in range(taps_b):
-                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
-                                for c in range(terms):
-                                    if STEP:
-                                        acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                    else:
-                                        acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                    at += tc
-                                    v += w_term
+                        if LISTED:
+                            for t in range(listed):
+                                at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
+                                if STEP:
+                                    acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                else:
+                                    acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                        else:
+                            for a in range(taps_a):
+                                for b in range(taps_b):
+                                    at, v = p + a * ta + b * tb, q + a * wa + b * wb
+                                    for c in range(terms):
+                                        if STEP:
+                                            acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                        else:
+                                            acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                        at += tc
+                                        v += w_term
                         lane = g * lanes + o
                         if bias != 0:
                             acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
@@ -293,7 +318,7 @@ def conv(R, C, V, W, STEP, T):
     return kernel
 
 
-def conv_pool(C, V, W, STEP, T):
+def conv_pool(C, V, W, STEP, LISTED, T):
     """Convolution, bias, ReLU if asked for, and the maximum of 2 x 2 windows: 2 rows of 2 * C pixels at a time, of which only
     C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
     where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
@@ -311,6 +336,9 @@ def conv_pool(C, V, W, STEP, T):
         winner = place(row, CONV.winner, image, slot, T)
         begin, end = outputs * share // shares, outputs * (share + 1) // shares
         xo, yo = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first)
+        places, listed = pointer(get(row, CONV.places) + slot * get(row, CONV.places_slot), np.int64), 0
+        if LISTED:
+            listed = list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, w_term)
         for g in range(groups):
             for o in range(0, lanes, LANES):
                 o = min(o, lanes - LANES)
@@ -319,16 +347,24 @@ def conv_pool(C, V, W, STEP, T):
                         j = min(j, columns - C)
                         acc = zeros(y, N, W)
                         p, q = xo + g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
-                        for a in range(taps_a):
-                            for b in range(taps_b):
-                                at, v = p + a * ta + b * tb, q + a * wa + b * wb
-                                for c in range(terms):
-                                    if STEP:
-                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                    else:
-                                        acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                    at += tc
-                                    v += w_term
+                        if LISTED:
+                            for t in range(listed):
+                                at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
+                                if STEP:
+                                    acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                else:
+                                    acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                        else:
+                            for a in range(taps_a):
+                                for b in range(taps_b):
+                                    at, v = p + a * ta + b * tb, q + a * wa + b * wb
+                                    for c in range(terms):
+                                        if STEP:
+                                            acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                        else:
+                                            acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                        at += tc
+                                        v += w_term
                         lane = g * lanes + o
                         to = yo + i * oy + j * ox + lane
                         best = pooled(acc, C, V)

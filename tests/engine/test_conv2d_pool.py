@@ -29,6 +29,8 @@ GEOMETRIES = [
     dict(x=(1, 8, 6, 7), k=8, kernel=(3, 3), groups=8, padding=1),
     dict(x=(19, 3, 4, 4), k=5, kernel=(1, 1)),
     dict(x=(1, 40, 33, 20), k=48, kernel=(3, 3), padding=1),
+    dict(x=(1, 31, 6, 6), k=8, kernel=(4, 4)),  # 496 terms, which are listed
+    dict(x=(1, 31, 7, 6), k=8, kernel=(4, 5), padding=(0, 1)),  # 620, which are not
 ]
 IDS = [" ".join(f"{key}={value}" for key, value in g.items()).replace(" ", "_") for g in GEOMETRIES]
 

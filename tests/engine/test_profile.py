@@ -66,7 +66,7 @@ def test_a_profile_changes_nothing_and_has_every_step(kind):
 
 
 def test_the_steps_one_after_the_other_are_the_program():
-    """Of one image, so that nothing that a later step reads is overwritten."""
+    """Of one image, so that nothing that a later step reads is overwritten, and on one thread: each has scratch memory of its own."""
     model, (x, y) = classifier(), batch(1)
     step = training(model, tinynet.optim.SGD(model.parameters(), 0.0))
     step(x, y)
@@ -77,7 +77,7 @@ def test_the_steps_one_after_the_other_are_the_program():
     whole._hyper(arena)
     (loss,) = whole._bind_results(arena).values()
     for part in parts(network):
-        play(arena.add(part.alone(1)), network.slots)
+        play(arena.add(part.alone(1)), 1)
     assert loss.item() == want
     for v, p in whole.trained:
         np.testing.assert_array_equal(network.gradient(arena, v), p.grad)

@@ -360,6 +360,12 @@ def test_every_image_is_played_once_by_each_of_its_shares(images, chunks, shares
     assert (done[:, :shares] == 1).all() and (done[:, shares:] == 0).all()
 
 
+def test_terms_are_listed_where_taps_have_few_of_them_and_the_list_is_short():
+    assert [tiles.listed(9, terms) for terms in (1, 3, 31, 32, 64)] == [1, 1, 1, 0, 0]
+    assert tiles.listed(1, 3) == tiles.listed(0, 3) == 0, "one run is one loop already"
+    assert tiles.listed(25, 20) == 1 and tiles.listed(25, 21) == 0
+
+
 def test_scratch_memory_is_aligned_to_cache_lines():
     assert all(scratch_address(size) % 64 == 0 for size in (1, 1000, 1_000_000, 7))
 
