@@ -109,7 +109,7 @@ def test_those_geometries_run_every_form(rng, monkeypatch):
     monkeypatch.setattr(conv2d, "kernel", lambda out, file, name, **defines: forms.add(tuple(defines.items())) or (lambda *launch: None))
     for geometry, layout, name in product(GEOMETRIES, ("NCHW", "NHWC"), NAMES):
         Case.of(rng, layout=layout, **geometry).got(name, "registers", "cuda-emulator")
-    assert forms >= {tuple(defines.items()) for defines, _ in conv2d.units() if "OUTS" in defines}
+    assert forms >= {tuple(defines.items()) for defines, _ in conv2d.units() if "OUTS" in defines and not defines["POOL"]}
 
 
 def placements(xp):

@@ -60,7 +60,8 @@ def test_the_oracle_accepts_it(dtype, variant):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=IDS)
 def test_every_geometry_is_bit_for_bit_the_definition_in_both_layouts(geometry, rng):
-    for layout, dtype, bias in product(LAYOUTS, (np.float32, np.float64), (True, False)):
+    dtypes = (np.float32, np.float64) if geometry in GEOMETRIES[:3] else (np.float32,)  # each tile is compiled for each
+    for layout, dtype, bias in product(LAYOUTS, dtypes, (True, False)):
         arrays, window = call(rng, layout=layout, dtype=dtype, bias=bias, **geometry)
         want = by("reference", arrays, window)
         for variant in VARIANTS:

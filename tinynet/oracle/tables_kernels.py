@@ -140,7 +140,7 @@ def _pooled(dtype: str) -> list[Case]:
     """Of the convolutions those with windows of 2 x 2, in whole numbers with many ties and results that ReLU lets through or not."""
     geometries = [g for g in (*CONVS, LARGE["conv2d"]) if min(nchw(g.y_shape, g.layout)[2:]) >= 2]
     found = [Case("", g.label, kind, make_conv2d(g, kind, dtype), dtype) for g in geometries for kind in ("ints", "reals")]
-    found += [Case("", g.label, kind, make_conv2d(g, kind, dtype), dtype) for g in SPECIAL for kind in ("special", "subnormal")]
+    found += [Case("", g.label, kind, make_conv2d(g, kind, dtype), dtype, zeros=kind == "subnormal") for g in SPECIAL for kind in ("special", "subnormal")]
     return [*found, Case("", EMPTY.label, "reals", make_conv2d(EMPTY, "reals", dtype), dtype, zeros=True)]
 
 
