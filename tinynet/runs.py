@@ -2,6 +2,7 @@
 
     conv2d  [bias_add]  relu  max_pool2d of 2 x 2        also with pooling before relu: that is the same
 
+Only tinynet's own ops are part of one: an op of somebody else may have the same name and do something else.
 Its result has the graph behind it that the ops would have left: max-pooling's node, whose argmax knows what ReLU stopped, and
 the convolution's. So backward runs the kernels that it always runs, on a gradient of the convolution's result; that
 result itself is never computed.
@@ -18,7 +19,6 @@ from tinynet.geometry import PoolWindow, Window, halving, nchw
 from tinynet.inputs import prepare
 from tinynet.kernels.contract import CONTRACTS
 from tinynet.mode import is_recording
-from tinynet.op import OPS
 from tinynet.split import Single
 from tinynet.tape import Node
 from tinynet.tensor import Tensor
@@ -36,7 +36,7 @@ class ConvPool:
         for call in self.calls[1:]:
             if call.op.name == "bias_add":
                 bias = call.read(values)[1]
-        op, parameters = OPS["conv2d"], convolution.call.parameters
+        op, parameters = convolution.op, convolution.call.parameters
         arrays, tensors, device, needed = prepare(op, (x, weight, bias))
         k = kernels(device)
         window = Window(*(a.shape for a in arrays[:2]), *(parameters[name] for name in ("stride", "padding", "dilation", "groups", "layout")))
@@ -47,7 +47,8 @@ class ConvPool:
             ((shape, dtype),) = CONTRACTS["conv2d"].spec(*arrays, **window).outputs
             z = Tensor(blank(shape, dtype), False, device)
             z.made_by(Node(op, k, tensors, arrays, None, parameters, {"window": window, "x_shape": arrays[0].shape, "weight_shape": arrays[1].shape}))
-            result.made_by(Node(OPS["max_pool2d"], k, [z], [z.data], y, {"layout": parameters["layout"]}, {"argmax": argmax, "x_shape": shape}))
+            pooling = next(call.op for call in self.calls if call.op.name == "max_pool2d")
+            result.made_by(Node(pooling, k, [z], [z.data], y, {"layout": parameters["layout"]}, {"argmax": argmax, "x_shape": shape}))
         values[self.calls[-1].call.output] = result
 
 
@@ -57,7 +58,7 @@ def fused(calls: list[Single], shapes: dict[int, tuple[int, ...]], kept: set[int
     next_of = {v: single for single in calls for v in single.call.inputs if v is not None and readers[v] == 1 and v not in kept}
     found, done = {}, set()
     for single in calls:
-        if single.op is OPS["conv2d"]:
+        if single.op.ours and single.op.name == "conv2d":
             run = _run_from(single, next_of, shapes)
             if run:
                 found[id(run[-1])] = ConvPool(run)
@@ -70,7 +71,7 @@ def _run_from(single: Single, next_of: dict, shapes: dict) -> list[Single]:
     run, wanted, layout = [single], {"relu", "max_pool2d"}, single.call.parameters["layout"]
     while wanted:
         after = next_of.get(run[-1].call.output)
-        name = "" if after is None or after.call.inputs[0] != run[-1].call.output else after.op.name
+        name = "" if after is None or not after.op.ours or after.call.inputs[0] != run[-1].call.output else after.op.name
         biased = name == "bias_add" and len(run) == 1 and single.call.inputs[2] is None and after.call.parameters["layout"] == layout
         if name not in wanted and not biased or name == "max_pool2d" and not _halves(after, layout, shapes):
             return []
