@@ -100,7 +100,7 @@ def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, f
     """y = x, after `top` rows and `left` columns of zeros, convolved; flip: with the weights of the images' gradient."""
     weight, dtype, item, slots = np.ascontiguousarray(weight), x.array.dtype.type, x.item, threads.count()
     channels, lanes, high, wide = lanes_of(x.channels), lanes_of(y.channels), y.rows + 2, y.columns + 2
-    tiles, w = Tiles(m, y.rows, y.columns, channels, lanes, dtype), fitting(lanes, dtype)
+    tiles, w = Tiles(m, y.rows, y.columns, channels, x.channels, lanes, dtype), fitting(lanes, dtype)
     chunks, shares = shared(x.n, y.rows)
     places = _Places(x.n, shares > 1)
     apart = y.first or lanes > y.channels  # else tiles store their outputs where they belong
@@ -115,7 +115,7 @@ def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, f
     numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **steps, flip=flip, u=u, taps=(taps, 9 * w * item))
     weights = named(compiled(kernels.weights_in, m, w, dtype), kernels.WEIGHTS, numbers)
     numbers = dict(
-        **tiles.numbers, terms=x.channels, iy=wide * channels, ix=channels, x=ours, u=u, bias=0 if bias is None else address_of(bias),
+        **tiles.numbers, iy=wide * channels, ix=channels, x=ours, u=u, bias=0 if bias is None else address_of(bias),
         work=(work, tiles.work * item), y=theirs, oy=y.columns * lanes, ox=lanes,
     )  # fmt: skip
     rows = [_enter(x, high, wide, top, left, ours), named(compiled(kernels.winograd, *tiles.constants, 0, dtype), kernels.WINOGRAD, numbers)]
@@ -150,7 +150,7 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
     (top, _), (left, _) = window["padding"]
     dtype, item, slots = x.array.dtype.type, x.item, threads.count()
     channels, lanes, high, wide = lanes_of(x.channels), lanes_of(dy.channels), ceil(dy.rows / m) * m, ceil(dy.columns / m) * m
-    tiles, w = Tiles(m, dy.rows, dy.columns, channels, lanes, dtype, gradient=True), fitting(lanes, dtype)
+    tiles, w = Tiles(m, dy.rows, dy.columns, channels, x.channels, lanes, dtype, gradient=True), fitting(lanes, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     size = (m + 2) ** 2 * channels * lanes
     chunks = max(1, min(x.n, 8, MOST_SUMS // size))

@@ -7,7 +7,7 @@ import math
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, FILL, PACK, PLANES, POOL, SPREAD, TURN
-from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, zeros
+from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
 from tinynet.kernels.cpu.tiles_kernels import copy, inside, place, transpose
 
@@ -28,19 +28,30 @@ def bring(T):
     return kernel
 
 
+@inline
+def widen_three(x, source, x_step, y, target, columns):
+    """y[c] = x[0, c], x[1, c], x[2, c], 0: colours come together, in 8 pixels at a time; at least 8."""
+    for c in range(0, columns, 8):
+        c = min(c, columns - 8)
+        together(y, target + 4 * c, loads(x, source + c, 3, x_step, 1, 0, 1, 8) + zeros(y, 1, 8))
+
+
 def turn(T):
     """y[c, r] = x[r, c] in each of `rows` rows of an image: channels come together, or are taken apart again.
 
-    mask: where it is not > 0, y becomes 0.
+    y_lanes: of a pixel of y, where those that are not there may be written (with 0); or 0. mask: where it is not > 0, y becomes 0.
     """
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, high, wide = get(row, TURN.rows), get(row, TURN.high), get(row, TURN.wide)
+        rows, high, wide, lanes = get(row, TURN.rows), get(row, TURN.high), get(row, TURN.wide), get(row, TURN.y_lanes)
         x, x_row, x_step = place(row, TURN.x, image, slot, T), get(row, TURN.x_row), get(row, TURN.x_step)
         y, y_row, y_step = place(row, TURN.y, image, slot, T), get(row, TURN.y_row), get(row, TURN.y_step)
         mask, passed = get(row, TURN.mask), place(row, TURN.mask, image, slot, T)
         for i in range(rows * share // shares, rows * (share + 1) // shares):
-            transpose(x, i * x_row, x_step, y, i * y_row, y_step, high, wide)
+            if high == 3 and lanes == 4 and wide >= 8:
+                widen_three(x, i * x_row, x_step, y, i * y_row, wide)
+            else:
+                transpose(x, i * x_row, x_step, y, i * y_row, y_step, high, wide)
             if mask != 0:
                 for c in range(wide):
                     at, by = i * y_row + c * y_step, i * get(row, TURN.mask_row) + c * get(row, TURN.mask_step)

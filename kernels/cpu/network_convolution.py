@@ -154,12 +154,12 @@ class Convolutions(Planner):
 
     def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
         """A convolution by Winograd's algorithm, of outputs rows x columns."""
-        cut = tiles_winograd.Tiles(m, *outputs, channels, lanes, self.T)
+        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
 
         def build():
             numbers = dict(
-                cut.numbers, terms=terms, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
+                cut.numbers, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
                 by_lanes=self.shares(flops) > ceil(outputs[0] / m),
             )  # fmt: skip
             if bias is not None:
@@ -220,7 +220,7 @@ class Convolutions(Planner):
         dz.need(0, -rows % m, 0, -columns % m)
         channels, lanes = lanes_of(c), lanes_of(k)
         W = tiles.fitting(lanes, self.T)
-        cut = tiles_winograd.Tiles(m, rows, columns, channels, lanes, self.T, gradient=True)
+        cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, gradient=True)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
         sums = self.summed((m + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))

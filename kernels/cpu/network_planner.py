@@ -164,7 +164,7 @@ class Planner:
             if source.channel == 1:  # pixels to planes
                 extents = dict(rows=h, high=w, wide=c, x_row=source.y, x_step=source.x, y_row=target.y, y_step=target.channel)
             else:
-                extents = dict(rows=h, high=c, wide=w, x_row=source.y, x_step=source.channel, y_row=target.y, y_step=target.x)
+                extents = dict(rows=h, high=c, wide=w, x_row=source.y, x_step=source.channel, y_row=target.y, y_step=target.x, y_lanes=target.x if source.x == 1 else 0)
             masked = dict(mask=mask.at(), mask_row=mask.y, mask_step=mask.x) if mask is not None else {}
             return [(self.kernel(layers.turn), layers.TURN, dict(extents, x=source.at(), y=target.at(), **masked))]
 

@@ -134,8 +134,8 @@ class Part:
     @property
     def on(self) -> str:
         """What it works on, in short: a matrix product's rows x terms x columns, else its images, or how many numbers."""
-        _, names, numbers = self.rows[0]
-        if names in (tiles.GEMM, tiles.DOTS):
+        _, _, numbers = self.rows[0]
+        if self.kinds[0] in (tiles.gemm, tiles.gemm_packed, tiles.dots):
             return f"{numbers['rows']} x {numbers['terms']} x {numbers['columns']}"
         sizes = [f"{b.channels}x{b.rows}x{b.columns}" if b.rows * b.columns > 1 else str(b.channels) for b in self.step.touches]
         if sizes:

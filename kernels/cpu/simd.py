@@ -167,6 +167,31 @@ def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
 
 
 @intrinsic(prefer_literal=True)
+def side_by_side(typing, p, i, rows, row_step, columns, column_step, pieces, piece_step, w):
+    """One register at each of rows x columns places, made of `pieces` of w lanes that are piece_step apart in memory."""
+    r, c, n, lanes = (_constant(k, what) for k, what in ((rows, "rows"), (columns, "columns"), (pieces, "pieces"), (w, "w")))
+    if n & (n - 1):
+        raise TypingError(f"simd.side_by_side: the number of pieces must be a power of 2; got {n}")
+    tile = _tile(_element(p), r * c, n * lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        piece = ir.VectorType(context.get_value_type(tile.dtype).element, lanes)
+
+        def joined(place):
+            found = [_load(builder, builder.gep(start, [builder.add(place, builder.mul(arguments[7], _i64(k)))]), piece) for k in range(n)]
+            while len(found) > 1:  # pairs, then pairs of pairs
+                count = found[0].type.count
+                order = ir.Constant(ir.VectorType(_I32, 2 * count), list(range(2 * count)))
+                found = [builder.shuffle_vector(a, b, order) for a, b in zip(found[::2], found[1::2])]
+            return found[0]
+
+        return _packed(builder, [joined(place) for place in _offsets(builder, r, arguments[3], c, arguments[5])])
+
+    return tile(p, types.int64, rows, types.int64, columns, types.int64, pieces, types.int64, w), generate
+
+
+@intrinsic(prefer_literal=True)
 def strided(typing, p, i, step, w):
     """One register of every `step`-th number from p[i] on. Nothing before the first or behind the last is read."""
     s, lanes = _constant(step, "step"), _constant(w, "w")
@@ -293,6 +318,23 @@ def outer_fma(typing, acc, xs, ws):
         return _packed(builder, [_fma(builder, x[i], w[j], sums[i * len(w) + j]) for i in range(len(x)) for j in range(len(w))])
 
     return acc(acc, xs, ws), generate
+
+
+@intrinsic(prefer_literal=True)
+def product(typing, acc, xs, ws, terms):
+    """acc[i, j] + the sum over k of xs[i, k] * ws[k, j]: `outer_fma` for a whole short sum, whose weights stay in registers."""
+    n = _constant(terms, "terms")
+    if xs.count % n or ws.count % n or acc.count * n * n != xs.count * ws.count:
+        raise TypingError(f"simd.product: {xs.count} and {ws.count} registers are no {n} terms of {acc.count} sums")
+
+    def generate(context, builder, signature, arguments):
+        sums, x, w = (_parts(builder, tile) for tile in arguments[:3])
+        columns = len(w) // n
+        for k in range(n):
+            sums = [_fma(builder, x[place // columns * n + k], w[k * columns + place % columns], total) for place, total in enumerate(sums)]
+        return _packed(builder, sums)
+
+    return acc(acc, xs, ws, terms), generate
 
 
 def _each(operation, name: str, text: str):

@@ -53,6 +53,9 @@ A = {
 CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: a part of the second cache, which weights need too
 
 
+FEW = 4  # terms whose weights may stay in registers
+
+
 def _pitch(elements: int, dtype) -> int:
     """From one of the (M + 2)^2 matrices to the next: not a multiple of 4096 bytes, or all of them would share a cache set."""
     return lines(elements, dtype) + LINE // np.dtype(dtype).itemsize
@@ -60,19 +63,23 @@ def _pitch(elements: int, dtype) -> int:
 
 class Tiles:
     """How an image of rows x columns outputs is cut into tiles: the kernels' constants, the numbers of their rows that follow
-    from shapes, and `work`, the elements of scratch memory that a slot needs. channels, lanes: of x and y as they lie in memory."""
+    from shapes, and `work`, the elements of scratch memory that a slot needs. channels, lanes: of x and y as they lie in memory;
+    terms: how many of the channels there are."""
 
-    def __init__(self, m: int, rows: int, columns: int, channels: int, lanes: int, dtype, *, gradient: bool = False):
+    def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, gradient: bool = False):
         """gradient: for `winograd_dw`, else for `winograd`."""
         down, across, matrices = ceil(rows / m), ceil(columns / m), (m + 2) ** 2
-        high, vectors, w = _tile(channels if gradient else down * across, lanes, gradient, dtype)
-        self.constants = m, high, vectors, w, fitting(channels, dtype)
+        few = terms if terms <= FEW and not gradient else 0
+        high, vectors, w = _tile(terms if gradient else down * across, lanes, few, gradient, dtype)
+        x = fitting(channels, dtype)
+        abreast = max(1, TARGET.lanes(dtype) // x) if x == channels else 1
+        self.constants = (m, high, vectors, w, x) if gradient else (m, high, vectors, w, x, abreast, few)
         side, least = (lanes, 1) if gradient else (vectors * w, high)
         fit = CACHE // (matrices * across * (channels + side) * np.dtype(dtype).itemsize)
         block = ceil(down / ceil(down / max(1, fit, ceil(least / across))))  # rows of tiles at a time, as many in each block
         v_pitch, m_pitch = (_pitch(max(block * across, least) * n, dtype) for n in (channels, side))
         self.work = matrices * (v_pitch + m_pitch)
-        self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, lanes=lanes, v_pitch=v_pitch, m_pitch=m_pitch)
+        self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, v_pitch=v_pitch, m_pitch=m_pitch)
 
 
 def best_size(rows: int, columns: int) -> int:
@@ -86,14 +93,15 @@ def best_size(rows: int, columns: int) -> int:
 
 
 @lru_cache(4096)
-def _tile(rows: int, lanes: int, whole: bool, dtype) -> tuple[int, int, int]:
-    """(rows, vectors, lanes) of a register tile of the matrix products. whole: it adds to memory, so it must divide them."""
+def _tile(rows: int, lanes: int, few: int, whole: bool, dtype) -> tuple[int, int, int]:
+    """(rows, vectors, lanes) of a register tile of the matrix products. few: sums of so many terms, whose weights are in registers
+    too, if it is not 0. whole: it adds to memory, so it must divide them."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
             for r in (1, 2, 3, 4, 6, 8, 9):
-                if r > rows or v * w > lanes or r * v + v + 1 > TARGET.registers or r * v > 28 or whole and (rows % r or lanes % (v * w)):
+                if r > rows or v * w > lanes or r * v + max(few, 1) * v + 1 > TARGET.registers or r * v > (4 if few else 28) or whole and (rows % r or lanes % (v * w)):
                     continue
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
                 choices.append((ceil(rows / r) * ceil(lanes / (v * w)) * step, -r * v, r, v, w))
@@ -111,7 +119,7 @@ WINOGRAD = fields(
     "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u bias work work_slot v_pitch m_pitch "
     "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
-WINOGRAD_DW = fields("rows columns block channels lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk")
+WINOGRAD_DW = fields("rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk")
 
 # --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tinynet.kernels.cpu.simd import add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, relu, splats, stores, winners, zeros
+from tinynet.kernels.cpu.jit import inline
+from tinynet.kernels.cpu.simd import add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
 from tinynet.kernels.cpu.tiles_kernels import copy, place, transpose, zero
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, A, B, G
 
@@ -72,7 +73,32 @@ def weights_out(M, W, T):
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def winograd(M, R, V, W, X, POOL, T):
+def _entering(M, X, ABREAST):
+    """A function that transforms the patches of x for a row of tiles, whose first begins at x[at]; the first `even` of them
+    lie M pixels apart, the last may have been moved back. Where X lanes are all channels of a pixel, ABREAST such tiles fill a register."""
+    SIDE, TOGETHER = M + 2, ABREAST * X
+    MATRICES = SIDE**2
+
+    @inline
+    def enter(x, at, iy, ix, columns, even, across, channels, work, to, v_pitch):
+        done = 0
+        if ABREAST > 1 and even >= ABREAST:
+            for t in range(0, even, ABREAST):
+                t = min(t, even - ABREAST)
+                patches = side_by_side(x, at + t * M * ix, SIDE, iy, SIDE, ix, ABREAST, M * ix, X)
+                stores(work, to + t * X, MATRICES, v_pitch, 1, 0, 1, TOGETHER, of_images(patches, M))
+            done = even
+        for t in range(done, across):
+            j = min(t * M, columns - M)
+            for c in range(0, channels, X):
+                c = min(c, channels - X)
+                patch = loads(x, at + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
+                stores(work, to + t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+
+    return enter
+
+
+def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
     """Convolution of an image, rows x columns outputs of `lanes` channels, by tiles of M x M, in blocks of `block` rows of tiles:
     their transforms of x (X lanes at a time), matrix products (R tiles x V * W lanes in registers), the transform of y.
 
@@ -83,10 +109,12 @@ def winograd(M, R, V, W, X, POOL, T):
     POOL: bias, ReLU and the maximum of 2 x 2 windows, as in tiles.conv_pool. rows, columns: before pooling, so even; M x M / 4
     numbers of y, and of `winner` if its address is not 0, come of a tile.
 
+    FEW: `terms`, if they are so few that a matrix' weights for V * W lanes stay in registers over all tiles; else 0.
+
     Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
     """
-    N, SIDE, LANES, WINDOWS = R * V, M + 2, V * W, M // 2
-    MATRICES = SIDE**2
+    N, LANES, WINDOWS, MATRICES, TERMS = R * V, V * W, M // 2, (M + 2) ** 2, max(FEW, 1)
+    enter = _entering(M, X, ABREAST)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
@@ -102,7 +130,7 @@ def winograd(M, R, V, W, X, POOL, T):
 
         # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
         # one share does both, in order, so that the result does not depend on who is first.
-        whole, blocks, across, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, MATRICES * v_pitch
+        whole, blocks, across, even, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, columns // M, MATRICES * v_pitch
         begin, end, first_block, last_block = whole * share // shares, whole * (share + 1) // shares, 0, blocks
         if get(row, WINOGRAD.by_lanes) != 0:
             begin, end, first_block, last_block = 0, whole, blocks * share // shares, blocks * (share + 1) // shares
@@ -110,15 +138,18 @@ def winograd(M, R, V, W, X, POOL, T):
             end = (rows + M - 1) // M
         for top in range(begin, end, block):
             tiles = min(block, end - top) * across
-            for t in range(tiles):
-                i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
-                for c in range(0, channels, X):
-                    c = min(c, channels - X)
-                    patch = loads(x, i * iy + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
-                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+            for t in range(0, tiles, across):
+                enter(x, min((top + t // across) * M, rows - M) * iy, iy, ix, columns, even, across, channels, work, t * channels, v_pitch)
             for b in range(first_block, last_block):
                 o = min(b * LANES, lanes - LANES)
                 for k in range(MATRICES):
+                    if FEW > 0:
+                        weights = loads(u, k * terms * lanes + o, TERMS, lanes, 1, 0, V, W)
+                        for t in range(0, tiles, R):
+                            t = max(0, min(t, tiles - R))
+                            acc = product(zeros(y, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
+                            stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                        continue
                     for t in range(0, tiles, R):
                         t = max(0, min(t, tiles - R))
                         acc, p, q = zeros(y, N, W), k * v_pitch + t * channels, k * terms * lanes + o
@@ -157,17 +188,19 @@ def winograd(M, R, V, W, X, POOL, T):
 
 
 def winograd_dw(M, R, V, W, X, T):
-    """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], which are 0 at first.
+    """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], which are 0 at first; of the first
+    `terms` channels.
 
     rows, columns: of dy. Tiles hang over: dy must be 0, and x finite, up to the next multiples of M of rows and columns (for x:
-    of the windows of such outputs). R divides `channels`, V * W `lanes`: R x V * W sums are in registers. Shares split the
+    of the windows of such outputs). R divides `terms`, V * W `lanes`: R x V * W sums are in registers. Shares split the
     (M + 2)^2 matrices, for which each transforms the images again. work: as in `winograd`.
     """
-    SIDE, LANES = M + 2, V * W
-    MATRICES = SIDE**2
+    LANES, MATRICES = V * W, (M + 2) ** 2
+    enter = _entering(M, X, 1)
 
     def kernel(row, image, slot, chunk, share, shares):
-        rows, columns, block, channels, lanes = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block), get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.lanes)
+        rows, columns, block = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block)
+        channels, terms, lanes = get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.terms), get(row, WINOGRAD_DW.lanes)
         x, iy, ix = place(row, WINOGRAD_DW.x, image, slot, T), get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix)
         dy, gy, gx = place(row, WINOGRAD_DW.dy, image, slot, T), get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
@@ -175,17 +208,15 @@ def winograd_dw(M, R, V, W, X, T):
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         for top in range(0, down, block):
             tiles = min(block, down - top) * across
+            for t in range(0, tiles, across):
+                enter(x, (top + t // across) * M * iy, iy, ix, across * M, across, across, channels, work, t * channels, v_pitch)
             for t in range(tiles):
                 i, j = (top + t // across) * M, t % across * M
-                for c in range(0, channels, X):
-                    c = min(c, channels - X)
-                    patch = loads(x, i * iy + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
-                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
                 for o in range(0, lanes, W):
                     patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
                     stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
             for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
-                for c in range(0, channels, R):
+                for c in range(0, terms, R):
                     for o in range(0, lanes, LANES):
                         at, p, q = (k * channels + c) * lanes + o, k * v_pitch + c, second + k * m_pitch + o
                         acc = loads(sums, at, R, lanes, 1, 0, V, W)

@@ -67,6 +67,52 @@ def test_outer_fma_adds_every_product(n, m, W, T, rng):
     assert_same(play(outer, (n, m, W, T), np.zeros((n, m * W), T), x, w), x[:, :5] @ w[:, : m * W])
 
 
+def short_sums(TERMS, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
+        begun = loads(y, 0, 3, 2 * W, 1, 0, 2, W)
+        acc = simd.product(begun, splats(x, 0, 3, 10, TERMS, 1, W), loads(w, 0, TERMS, 64, 1, 0, 2, W), TERMS)
+        stores(y, 0, 3, 2 * W, 1, 0, 2, W, acc)
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+@pytest.mark.parametrize("terms", [1, 2, 3, 4])
+def test_product_adds_a_product_of_matrices(terms, W, T, rng):
+    x, w, begun = rng.integers(-4, 5, (3, 10)).astype(T), rng.integers(-4, 5, (4, 64)).astype(T), rng.integers(-9, 10, (3, 2 * W)).astype(T)
+    assert_same(play(short_sums, (terms, W, T), begun.copy(), x, w), begun + x[:, :terms] @ w[:terms, : 2 * W])
+
+
+def wrong_terms(T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x = pointer(get(row, 0), T)
+        stores(x, 0, 1, 0, 4, 4, 1, 4, simd.product(zeros(x, 4, 4), splats(x, 0, 1, 0, 4, 1, 4), loads(x, 0, 1, 0, 1, 0, 4, 4), 4))
+
+    return kernel
+
+
+def joined(PIECES, W, T):
+    LANES = PIECES * W
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 0, 1, 0, 1, 0, 6, LANES, simd.side_by_side(x, 1, 2, 150, 3, 40, PIECES, 7, W))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", [1, 2, 4, 8])
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_a_register_of_pieces_that_lie_apart(pieces, W, T):
+    x, lanes = np.arange(300).astype(T), pieces * W
+    y = play(joined, (pieces, W, T), np.zeros((6, lanes), T), x)
+    for place in range(6):
+        assert_same(y[place], x[1 + place // 3 * 150 + place % 3 * 40 + (7 * np.arange(pieces)[:, None] + np.arange(W))].ravel())
+
+
 def arithmetic(W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
@@ -388,6 +434,8 @@ def wrong_count(T):
 def test_tiles_that_do_not_fit_are_refused_when_the_kernel_is_compiled():
     with pytest.raises(Exception, match="2 x 2 products can't be added to 5 accumulators"):
         compiled(wrong_count, np.float32)
+    with pytest.raises(Exception, match="4 and 4 registers are no 4 terms of 4 sums"):
+        compiled(wrong_terms, np.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

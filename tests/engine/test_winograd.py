@@ -101,20 +101,22 @@ def test_the_matrices_make_a_convolution(m, rng):
 
 
 class Layer:
-    """x with a halo of 1 and rows that are longer than they need be, weights in matrices, and room for y."""
+    """x, of `terms` channels and at least 4 lanes, with a halo of 1 and rows that are longer than they need be, weights in
+    matrices, and room for y."""
 
-    def __init__(self, m, rows, columns, channels, count, dtype, rng, images=3):
+    def __init__(self, m, rows, columns, terms, count, dtype, rng, images=3):
+        channels = max(4, terms)
         self.m, self.rows, self.columns, self.count, self.dtype, self.images = m, rows, columns, count, dtype, images
         self.channels, self.lanes = channels, 4 if count <= 4 else -(-count // 8) * 8
         self.x = np.zeros((images, rows + 2, columns + 5, channels), dtype)
-        self.x[:, 1:-1, 1 : columns + 1] = reals(rng, (images, rows, columns, channels), dtype)
-        self.weight, self.bias = reals(rng, (count, channels, 3, 3), dtype), np.zeros(self.lanes, dtype)
+        self.x[:, 1:-1, 1 : columns + 1, :terms] = reals(rng, (images, rows, columns, terms), dtype)
+        self.weight, self.bias = reals(rng, (count, terms, 3, 3), dtype), np.zeros(self.lanes, dtype)
         self.bias[:count] = reals(rng, (count,), dtype)
-        self.tiles = Tiles(m, rows, columns, channels, self.lanes, dtype)
+        self.tiles = Tiles(m, rows, columns, channels, terms, self.lanes, dtype)
         self.w = 4
-        self.u, self.work = np.zeros((m + 2) ** 2 * channels * self.lanes, dtype), np.full(8 * self.tiles.work, np.nan, dtype)
+        self.u, self.work = np.zeros((m + 2) ** 2 * terms * self.lanes, dtype), np.full(8 * self.tiles.work, np.nan, dtype)
         taps = np.empty(8 * 9 * self.w, dtype)
-        numbers = dict(terms=channels, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * channels, u=address_of(self.u), taps=(address_of(taps), 9 * self.w * self.x.itemsize))
+        numbers = dict(terms=terms, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * terms, u=address_of(self.u), taps=(address_of(taps), 9 * self.w * self.x.itemsize))
         program.run([named(compiled(tiles_winograd.weights_in, m, self.w, dtype), tiles_winograd.WEIGHTS, numbers)], 1, 1, 3)
 
     def truth(self):
@@ -125,7 +127,7 @@ class Layer:
         y = np.zeros((self.images, self.rows, self.columns, self.lanes))
         for a in range(3):
             for b in range(3):
-                y[..., : self.count] += x[:, a : a + self.rows, b : b + self.columns].astype(np.float64) @ weight[:, :, a, b].astype(np.float64).T
+                y[..., : self.count] += x[:, a : a + self.rows, b : b + self.columns, : self.weight.shape[1]].astype(np.float64) @ weight[:, :, a, b].astype(np.float64).T
         return y
 
     @property
@@ -137,7 +139,7 @@ class Layer:
         item, step = y.itemsize, self.x.strides
         return dict(
             **dict(self.tiles.numbers, rows=self.rows // 2 * 2, columns=self.columns // 2 * 2) if y.shape[1] < self.rows else self.tiles.numbers,
-            terms=self.channels, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), u=address_of(self.u), bias=address_of(self.bias),
+            iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), u=address_of(self.u), bias=address_of(self.bias),
             work=(address_of(self.work), self.tiles.work * item), y=(address_of(y), 0, y.strides[0]), oy=y.strides[1] // item, ox=y.strides[2] // item, **more,
         )  # fmt: skip
 
@@ -149,7 +151,7 @@ class Layer:
         return np.linalg.norm(got - want) <= self.slack
 
 
-SIZES = [(4, 8, 8, 8, 16), (4, 9, 11, 16, 24), (4, 4, 18, 32, 4), (2, 7, 5, 8, 64), (4, 31, 21, 40, 17)]
+SIZES = [(4, 8, 8, 8, 16), (4, 8, 22, 3, 32), (4, 10, 24, 4, 16), (2, 6, 9, 3, 8), (4, 9, 11, 16, 24), (4, 4, 18, 32, 4), (2, 7, 5, 8, 64), (4, 31, 21, 40, 17)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
@@ -228,9 +230,10 @@ def test_chosen_tiles_fit_into_the_registers_and_the_cache(dtype):
     for rows, columns, channels, lanes in [(4, 4, 4, 4), (16, 16, 32, 64), (12, 12, 32, 16), (32, 32, 64, 64), (5, 90, 24, 40), (56, 56, 256, 256)]:
         for m in VARIANTS.values():
             for gradient in (False, True):
-                tiles = Tiles(m, rows, columns, channels, lanes, dtype, gradient=gradient)
-                _, r, v, w, x = tiles.constants
-                assert r * v + v < TARGET.registers and v * w <= lanes and x <= channels
+                tiles = Tiles(m, rows, columns, channels, channels, lanes, dtype, gradient=gradient)
+                (_, r, v, w, x), (abreast, few) = tiles.constants[:5], tiles.constants[5:] or (1, 0)
+                assert r * v + max(few, 1) * v < TARGET.registers and v * w <= lanes and x <= channels
+                assert abreast * x <= max(channels, TARGET.lanes(dtype))
                 assert not gradient or channels % r == 0 and lanes % (v * w) == 0
                 row_of_tiles = (m + 2) ** 2 * -(-columns // m) * (channels + lanes) * np.dtype(dtype).itemsize
                 assert tiles.work * np.dtype(dtype).itemsize <= max(tiles_winograd.CACHE, 2 * row_of_tiles) + 36 * 256
