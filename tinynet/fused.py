@@ -64,8 +64,10 @@ class Inference:
             return self.network.arena()
 
     def _bind(self, arena, values: dict) -> None:
+        bound = arena.bound
         for v, t in self.parameters:
-            arena.bind(v, t.data)
+            if bound.get(v) is not t.data:  # asked here too, for it is rare, and a call of `bind` for each is not free
+                arena.bind(v, t.data)
         for v in self.inputs:
             value = values[v]
             array = value.data if isinstance(value, Tensor) else value

@@ -33,7 +33,7 @@ from tinynet.kernels.cpu.images import Images, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
 from tinynet.kernels.cpu.tiles import fitting
-from tinynet.kernels.cpu.tiles_winograd import Tiles
+from tinynet.kernels.cpu.tiles_winograd import Tiles, pitch
 
 
 def _norm(last, first, second, terms: int) -> float:
@@ -105,17 +105,18 @@ def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, f
     places = _Places(x.n, shares > 1)
     apart = y.first or lanes > y.channels  # else tiles store their outputs where they belong
     entered, made = lines(high * wide * channels, dtype), lines(y.rows * y.columns * lanes, dtype) if apart else 0
-    u, taps, work, ours, theirs = _cut(dtype, (m + 2) ** 2 * x.channels * lanes, slots * 9 * w, slots * tiles.work, places.copies * entered, places.copies * made)
+    u_pitch = pitch(x.channels * lanes, dtype)
+    u, taps, work, ours, theirs = _cut(dtype, (m + 2) ** 2 * u_pitch, slots * 9 * w, slots * tiles.work, places.copies * entered, places.copies * made)
     ours = (ours, *places.steps(entered, item))
     theirs = (theirs, *places.steps(made, item)) if apart else (y.address, 0, y.image * item)
     if bias is not None:
         bias = np.pad(bias, (0, lanes - y.channels))
 
     steps = dict(w_term=9 * weight.shape[1], w_lane=9) if flip else dict(w_term=9, w_lane=9 * weight.shape[1])
-    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **steps, flip=flip, u=u, taps=(taps, 9 * w * item))
+    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **steps, flip=flip, u=u, u_pitch=u_pitch, taps=(taps, 9 * w * item))
     weights = named(compiled(kernels.weights_in, m, w, dtype), kernels.WEIGHTS, numbers)
     numbers = dict(
-        **tiles.numbers, iy=wide * channels, ix=channels, x=ours, u=u, bias=0 if bias is None else address_of(bias),
+        **tiles.numbers, iy=wide * channels, ix=channels, x=ours, u=u, u_pitch=u_pitch, bias=0 if bias is None else address_of(bias),
         work=(work, tiles.work * item), y=theirs, oy=y.columns * lanes, ox=lanes,
     )  # fmt: skip
     rows = [_enter(x, high, wide, top, left, ours), named(compiled(kernels.winograd, *tiles.constants, 0, dtype), kernels.WINOGRAD, numbers)]
@@ -152,7 +153,8 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
     channels, lanes, high, wide = lanes_of(x.channels), lanes_of(dy.channels), ceil(dy.rows / m) * m, ceil(dy.columns / m) * m
     tiles, w = Tiles(m, dy.rows, dy.columns, channels, x.channels, lanes, dtype, gradient=True), fitting(lanes, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
-    size = (m + 2) ** 2 * channels * lanes
+    sums_pitch = pitch(x.channels * lanes, dtype)
+    size = (m + 2) ** 2 * sums_pitch
     chunks = max(1, min(x.n, 8, MOST_SUMS // size))
     places = _Places(x.n, chunks < 8)
     of_x, of_dy = lines((high + 2) * (wide + 2) * channels, dtype), lines(high * wide * lanes, dtype)
@@ -161,12 +163,12 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
     xs, dys = (xs, *places.steps(of_x, item)), (dys, *places.steps(of_dy, item))
     numbers = dict(
         **tiles.numbers, iy=(wide + 2) * channels, ix=channels, x=xs, gy=wide * lanes, gx=lanes, dy=dys, work=(work, tiles.work * item),
-        sums=address_of(sums), sums_chunk=size * item,
+        sums=address_of(sums), sums_chunk=size * item, sums_pitch=sums_pitch,
     )  # fmt: skip
     images = [_enter(x, high + 2, wide + 2, top, left, xs), _enter(dy, high, wide, 0, 0, dys)]
     products = named(compiled(kernels.winograd_dw, *tiles.constants, dtype), kernels.WINOGRAD_DW, numbers)
     numbers = dict(
-        terms=x.channels, channels=channels, count=dy.channels, lanes=lanes, sums=address_of(sums), chunks=chunks, sums_chunk=size * item,
+        terms=x.channels, count=dy.channels, lanes=lanes, sums=address_of(sums), chunks=chunks, sums_chunk=size * item, sums_pitch=sums_pitch,
         w=address_of(out), taps=(taps, 9 * w * x.channels * item),
     )  # fmt: skip
     weights = [named(compiled(kernels.weights_out, m, w, dtype), kernels.WEIGHTS_OUT, numbers)], 1, 1, 16

@@ -141,7 +141,14 @@ class Network(Convolutions, Layers):
                 found.append(([step], *schedule))
         # A phase that runs once is shared by all threads, in pieces small enough that none waits for long, and worth a piece.
         once = [0 if shares else sum(step.flops for step in steps) for steps, _, _, shares in found]
-        return [(steps, images, chunks, shares or max(1, min(4 * self.slots, int(work / WORTH_SHARING)))) for (steps, images, chunks, shares), work in zip(found, once)]
+        shared = [(steps, images, chunks, shares or max(1, min(4 * self.slots, int(work / WORTH_SHARING)))) for (steps, images, chunks, shares), work in zip(found, once)]
+        joined: list[tuple[list[Step], int, int, int]] = []
+        for steps, *schedule in shared:
+            if joined and schedule == [1, 1, 1] == list(joined[-1][1:]):  # one thread plays them all: nobody need wait in between
+                joined[-1][0].extend(steps)
+            else:
+                joined.append((steps, *schedule))
+        return joined
 
     def program(self, phases) -> Program:
         """The table of phases, (steps, images, chunks, shares) each: of all that there are, or (profile.py) of one step by itself."""

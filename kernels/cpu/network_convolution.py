@@ -43,8 +43,20 @@ class Convolutions(Planner):
                 w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
                 numbers.update(inner=terms, w_inner=w_inner, y_inner=lanes, rows=count, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * lanes)
                 first = 0 if forward else (kk - 1) * terms * lanes
-        self.step("weights", lambda: [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True)))], [], 4 * memory.count, once=True, into=self.prepare, with_before=True)
+        seen = self.seen(unit) if numbers["outer"] == 1 and (depthwise or forward) else {}
+
+        def build():
+            return [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True), **seen))]
+
+        self.step("weights", build, [], memory.count if seen else 4 * memory.count, once=True, into=self.prepare, with_before=True)
         return memory
+
+    def seen(self, unit: Unit) -> dict:
+        """Memory for a layer's weights as they were, where they are not trained: most calls find them unchanged, and need not pack
+        them again. (It begins with zeros, and so does what is packed.)"""
+        if self.training:
+            return {}
+        return dict(seen=At(self.memory(Memory(prod(self.graph.shapes[unit.weight]), f"weights of value {unit.output}, as they were")), alone=True))
 
     def bias_of(self, unit: Unit, lanes: int) -> Memory | None:
         if unit.bias is None:
@@ -141,26 +153,30 @@ class Convolutions(Planner):
         k, c, _, _ = self.graph.shapes[unit.weight]
         terms, count = (c, k) if forward else (k, c)
         lanes, W = lanes_of(count), tiles.fitting(lanes_of(count), self.T)
-        u = self.memory(Memory((m + 2) ** 2 * terms * lanes, f"transformed weights of value {unit.output}"))
+        pitch = tiles_winograd.pitch(terms * lanes, self.T)
+        u = self.memory(Memory((m + 2) ** 2 * pitch, f"transformed weights of value {unit.output}"))
         taps = self.memory(Memory(9 * W, "taps", self.slots))
+        seen = self.seen(unit) if forward else {}
 
         def build():
             w_term, w_lane = (9, 9 * c) if forward else (9 * c, 9)
-            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
             return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
 
-        self.step("weights, transformed", build, [], 4 * u.count, once=True, into=self.prepare, with_before=True)
+        self.step("weights, transformed", build, [], prod(self.graph.shapes[unit.weight]) if seen else 4 * u.count, once=True, into=self.prepare, with_before=True)
         return u
 
     def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
         """A convolution by Winograd's algorithm, of outputs rows x columns."""
-        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T)
+        shares, down = self.shares(flops), ceil(outputs[0] / m)
+        by_lanes = shares > down
+        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=1 if by_lanes else shares)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
 
         def build():
             numbers = dict(
-                cut.numbers, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
-                by_lanes=self.shares(flops) > ceil(outputs[0] / m),
+                cut.numbers, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), u_pitch=tiles_winograd.pitch(terms * lanes, self.T), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
+                by_lanes=by_lanes,
             )  # fmt: skip
             if bias is not None:
                 numbers.update(bias=At(bias, alone=True))
@@ -222,15 +238,16 @@ class Convolutions(Planner):
         W = tiles.fitting(lanes, self.T)
         cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, gradient=True)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
-        sums = self.summed((m + 2) ** 2 * channels * lanes, f"weights of value {unit.output}")
+        pitch = tiles_winograd.pitch(c * lanes, self.T)
+        sums = self.summed((m + 2) ** 2 * pitch, f"weights of value {unit.output}")
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def build():
-            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, sums=At(sums, alone=True), sums_chunk=sums.step)
+            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, sums=At(sums, alone=True), sums_chunk=sums.step, sums_pitch=pitch)
             return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants), tiles_winograd.WINOGRAD_DW, numbers)]
 
         def gather():
-            numbers = dict(terms=c, channels=channels, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
         self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))

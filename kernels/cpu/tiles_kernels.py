@@ -184,6 +184,21 @@ def places(T):
 # --- weights: into the order in which a tile reads them, and back ------------------------------------------------
 
 
+@inline
+def changed(w, seen, at, runs, step, length):
+    """Whether runs of numbers differ in any bit from what was seen of them; then they are seen now. w, seen: as ints."""
+    differs = 0
+    for r in range(runs):
+        for i in range(at + r * step, at + r * step + length):
+            differs |= get(w, i) ^ get(seen, i)
+    if differs == 0:
+        return False
+    for r in range(runs):
+        for i in range(at + r * step, at + r * step + length):
+            put(seen, i, get(w, i))
+    return True
+
+
 def lay(T):
     """image: group * taps + t. y[g, t, a, b] = weight[..., t], b along the lanes; 0 in lanes that are not there."""
 

@@ -56,7 +56,7 @@ CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: 
 FEW = 4  # terms whose weights may stay in registers
 
 
-def _pitch(elements: int, dtype) -> int:
+def pitch(elements: int, dtype) -> int:
     """From one of the (M + 2)^2 matrices to the next: not a multiple of 4096 bytes, or all of them would share a cache set."""
     return lines(elements, dtype) + LINE // np.dtype(dtype).itemsize
 
@@ -66,18 +66,18 @@ class Tiles:
     from shapes, and `work`, the elements of scratch memory that a slot needs. channels, lanes: of x and y as they lie in memory;
     terms: how many of the channels there are."""
 
-    def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, gradient: bool = False):
-        """gradient: for `winograd_dw`, else for `winograd`."""
+    def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, gradient: bool = False):
+        """gradient: for `winograd_dw`, else for `winograd`. shares: into which `winograd` cuts an image, by rows of tiles."""
         down, across, matrices = ceil(rows / m), ceil(columns / m), (m + 2) ** 2
         few = terms if terms <= FEW and not gradient else 0
-        high, vectors, w = _tile(terms if gradient else down * across, lanes, few, gradient, dtype)
+        high, vectors, w = _tile(terms if gradient else ceil(down / shares) * across, lanes, few, gradient, dtype)
         x = fitting(channels, dtype)
         abreast = max(1, TARGET.lanes(dtype) // x) if x == channels else 1
         self.constants = (m, high, vectors, w, x) if gradient else (m, high, vectors, w, x, abreast, few)
         side, least = (lanes, 1) if gradient else (vectors * w, high)
         fit = CACHE // (matrices * across * (channels + side) * np.dtype(dtype).itemsize)
         block = ceil(down / ceil(down / max(1, fit, ceil(least / across))))  # rows of tiles at a time, as many in each block
-        v_pitch, m_pitch = (_pitch(max(block * across, least) * n, dtype) for n in (channels, side))
+        v_pitch, m_pitch = (pitch(max(block * across, least) * n, dtype) for n in (channels, side))
         self.work = matrices * (v_pitch + m_pitch)
         self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, v_pitch=v_pitch, m_pitch=m_pitch)
 
@@ -110,16 +110,16 @@ def _tile(rows: int, lanes: int, few: int, whole: bool, dtype) -> tuple[int, int
 
 # --- weights: into matrices, and back ---------------------------------------------------------------------------------
 
-WEIGHTS = fields("terms count lanes w w_term w_lane flip u taps taps_slot")
-WEIGHTS_OUT = fields("terms channels count lanes sums chunks sums_chunk w taps taps_slot")
+WEIGHTS = fields("terms count lanes w seen w_term w_lane flip u u_pitch taps taps_slot")
+WEIGHTS_OUT = fields("terms count lanes sums chunks sums_chunk sums_pitch w taps taps_slot")
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
 WINOGRAD = fields(
-    "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u bias work work_slot v_pitch m_pitch "
+    "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u u_pitch bias work work_slot v_pitch m_pitch "
     "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
-WINOGRAD_DW = fields("rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk")
+WINOGRAD_DW = fields("rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_pitch")
 
 # --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------
 

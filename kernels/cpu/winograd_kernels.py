@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
-from tinynet.kernels.cpu.tiles_kernels import copy, place, transpose, zero
+from tinynet.kernels.cpu.tiles_kernels import changed, copy, place, transpose, zero
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, A, B, G
 
 
@@ -23,23 +25,26 @@ def weights_in(M, W, T):
     """u[k, term, lane] = (G g G^T)[k], g the 3 x 3 weights at w + term * w_term + lane * w_lane; 0 in lanes from `count` on.
 
     Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
-    backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot.
+    backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot. seen: as for layers.pack, but only forward.
     """
-    MATRICES = (M + 2) ** 2
+    MATRICES, BITS = (M + 2) ** 2, np.int32 if T is np.float32 else np.int64
 
     def kernel(row, image, slot, chunk, share, shares):
         terms, count, lanes = get(row, WEIGHTS.terms), get(row, WEIGHTS.count), get(row, WEIGHTS.lanes)
         w, w_term, w_lane = pointer(get(row, WEIGHTS.w), T), get(row, WEIGHTS.w_term), get(row, WEIGHTS.w_lane)
-        u, taps = pointer(get(row, WEIGHTS.u), T), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
+        u, pitch, taps = pointer(get(row, WEIGHTS.u), T), get(row, WEIGHTS.u_pitch), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
         first, step = (8 * W, -W) if get(row, WEIGHTS.flip) != 0 else (0, W)
-        for term in range(terms * share // shares, terms * (share + 1) // shares):
+        begin, end, seen = terms * share // shares, terms * (share + 1) // shares, get(row, WEIGHTS.seen)
+        if seen != 0 and not changed(pointer(get(row, WEIGHTS.w), BITS), pointer(seen, BITS), begin * w_term, count, w_lane, (end - begin) * 9):
+            return
+        for term in range(begin, end):
             for o in range(0, lanes, W):
                 o = min(o, lanes - W)
                 there = max(0, min(W, count - o))
                 if there < W:
                     zero(taps, 0, 9 * W)
                 transpose(w, term * w_term + o * w_lane, w_lane, taps, 0, W, there, 9)
-                stores(u, term * lanes + o, MATRICES, terms * lanes, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
+                stores(u, term * lanes + o, MATRICES, pitch, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
 
     return kernel
 
@@ -55,7 +60,7 @@ def weights_out(M, W, T):
         terms, count, lanes = get(row, WEIGHTS_OUT.terms), get(row, WEIGHTS_OUT.count), get(row, WEIGHTS_OUT.lanes)
         sums, chunks, sums_chunk = get(row, WEIGHTS_OUT.sums), get(row, WEIGHTS_OUT.chunks), get(row, WEIGHTS_OUT.sums_chunk)
         w, taps = pointer(get(row, WEIGHTS_OUT.w), T), pointer(get(row, WEIGHTS_OUT.taps) + slot * get(row, WEIGHTS_OUT.taps_slot), T)
-        pitch = get(row, WEIGHTS_OUT.channels) * lanes
+        pitch = get(row, WEIGHTS_OUT.sums_pitch)
         begin, end = terms * share // shares, terms * (share + 1) // shares
         for o in range(0, lanes, W):
             o = min(o, lanes - W)
@@ -120,7 +125,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
         rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
         channels, terms, lanes = get(row, WINOGRAD.channels), get(row, WINOGRAD.terms), get(row, WINOGRAD.lanes)
         x, iy, ix = place(row, WINOGRAD.x, image, slot, T), get(row, WINOGRAD.iy), get(row, WINOGRAD.ix)
-        u, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
+        u, u_pitch, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.u_pitch), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD.work) + slot * get(row, WINOGRAD.work_slot), T), get(row, WINOGRAD.v_pitch), get(row, WINOGRAD.m_pitch)
         y, oy, ox = place(row, WINOGRAD.y, image, slot, T), get(row, WINOGRAD.oy), get(row, WINOGRAD.ox)
         add_to, mask, asked = get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
@@ -144,7 +149,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
                 o = min(b * LANES, lanes - LANES)
                 for k in range(MATRICES):
                     if FEW > 0:
-                        weights = loads(u, k * terms * lanes + o, TERMS, lanes, 1, 0, V, W)
+                        weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
                         for t in range(0, tiles, R):
                             t = max(0, min(t, tiles - R))
                             acc = product(zeros(y, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
@@ -152,7 +157,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
                         continue
                     for t in range(0, tiles, R):
                         t = max(0, min(t, tiles - R))
-                        acc, p, q = zeros(y, N, W), k * v_pitch + t * channels, k * terms * lanes + o
+                        acc, p, q = zeros(y, N, W), k * v_pitch + t * channels, k * u_pitch + o
                         for c in range(terms):
                             acc = outer_fma(acc, splats(work, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
                             p += 1
@@ -204,7 +209,7 @@ def winograd_dw(M, R, V, W, X, T):
         x, iy, ix = place(row, WINOGRAD_DW.x, image, slot, T), get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix)
         dy, gy, gx = place(row, WINOGRAD_DW.dy, image, slot, T), get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
-        sums = pointer(get(row, WINOGRAD_DW.sums) + chunk * get(row, WINOGRAD_DW.sums_chunk), T)
+        sums, s_pitch = pointer(get(row, WINOGRAD_DW.sums) + chunk * get(row, WINOGRAD_DW.sums_chunk), T), get(row, WINOGRAD_DW.sums_pitch)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         for top in range(0, down, block):
             tiles = min(block, down - top) * across
@@ -218,7 +223,7 @@ def winograd_dw(M, R, V, W, X, T):
             for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
                 for c in range(0, terms, R):
                     for o in range(0, lanes, LANES):
-                        at, p, q = (k * channels + c) * lanes + o, k * v_pitch + c, second + k * m_pitch + o
+                        at, p, q = k * s_pitch + c * lanes + o, k * v_pitch + c, second + k * m_pitch + o
                         acc = loads(sums, at, R, lanes, 1, 0, V, W)
                         for t in range(tiles):
                             acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))

@@ -114,9 +114,10 @@ class Layer:
         self.bias[:count] = reals(rng, (count,), dtype)
         self.tiles = Tiles(m, rows, columns, channels, terms, self.lanes, dtype)
         self.w = 4
-        self.u, self.work = np.zeros((m + 2) ** 2 * terms * self.lanes, dtype), np.full(8 * self.tiles.work, np.nan, dtype)
+        self.pitch = tiles_winograd.pitch(terms * self.lanes, dtype)
+        self.u, self.work = np.zeros((m + 2) ** 2 * self.pitch, dtype), np.full(8 * self.tiles.work, np.nan, dtype)
         taps = np.empty(8 * 9 * self.w, dtype)
-        numbers = dict(terms=terms, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * terms, u=address_of(self.u), taps=(address_of(taps), 9 * self.w * self.x.itemsize))
+        numbers = dict(terms=terms, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * terms, u=address_of(self.u), u_pitch=self.pitch, taps=(address_of(taps), 9 * self.w * self.x.itemsize))
         program.run([named(compiled(tiles_winograd.weights_in, m, self.w, dtype), tiles_winograd.WEIGHTS, numbers)], 1, 1, 3)
 
     def truth(self):
@@ -139,7 +140,7 @@ class Layer:
         item, step = y.itemsize, self.x.strides
         return dict(
             **dict(self.tiles.numbers, rows=self.rows // 2 * 2, columns=self.columns // 2 * 2) if y.shape[1] < self.rows else self.tiles.numbers,
-            iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), u=address_of(self.u), bias=address_of(self.bias),
+            iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), u=address_of(self.u), u_pitch=self.pitch, bias=address_of(self.bias),
             work=(address_of(self.work), self.tiles.work * item), y=(address_of(y), 0, y.strides[0]), oy=y.strides[1] // item, ox=y.strides[2] // item, **more,
         )  # fmt: skip
 
