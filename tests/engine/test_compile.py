@@ -209,6 +209,32 @@ def test_parameters_that_others_change_are_seen():
         np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("math", ["strict", "winograd"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_weight_that_changes_is_seen_in_inference(count, math):
+    """Weights are packed again only where they changed: the first and last of each layer, the sign of a zero, a NaN."""
+    rng = np.random.default_rng(1)
+    model = Sequential(Conv2d(3, 16, 3, padding=1), ReLU(), Conv2d(16, 24, 1), ReLU(), Conv2d(24, 24, 3, groups=24), Conv2d(24, 18, 3, padding=1), Conv2d(18, 6, (1, 2), groups=3))
+    x = rng.standard_normal((count, 3, 9, 11)).astype(np.float32)
+    fast = tinynet.compile(model, math=math)
+
+    def assert_seen(what) -> None:
+        with tinynet.no_grad():
+            got = fast(x).numpy()
+            np.testing.assert_array_equal(got.view(np.int32), tinynet.compile(model, math=math)(x).numpy().view(np.int32), err_msg=what)
+            np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4, atol=1e-4, err_msg=what)
+
+    assert_seen("as they were made")
+    for name, p in model.named_parameters():
+        for place in (0, p.data.size // 2, -1):
+            for value in (p.data.flat[place] + 1, 0.0, -0.0, np.nan, 0.25):
+                p.data.flat[place] = value
+                assert_seen(f"{name}[{place}] = {value}")
+    for p in model.parameters():
+        p.data = np.zeros_like(p.data)
+    assert_seen("zeros")
+
+
 def test_new_shapes_dtypes_and_modes_are_captured_anew_in_a_bounded_cache():
     model = Sequential(Conv2d(3, 4, 3), ReLU())
     fast = tinynet.compile(model, most=3)
