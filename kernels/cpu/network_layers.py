@@ -174,11 +174,15 @@ class Layers(Planner):
                 return [(self.kernel(layers.row_sums), layers.FEATURES, dict(count=k, images=n, dy=At(dy, alone=True), dy_row=self.step_of(dy), y=At(total, alone=True)))]
 
             self.step("gradient of the bias", build, [dy], n * k, once=True, into=self.finish, with_before=True)
-        if self.needs.get(unit.weight):
+        sgd = self.graph.updates.get(unit.weight) == "sgd" and self.needs.get(unit.weight)
+        joint = tiles.best_dense_back(n, t, self.T, self.slots) if once and sgd and self.needs.get(unit.x) else None
+        if sgd:
+            self.stepped[unit.weight] = (x, dy, n, k, t)
+            step = dict(hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
+        if self.needs.get(unit.weight) and not joint:
             numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c_row=t)
-            if self.graph.updates.get(unit.weight) == "sgd":
-                self.stepped[unit.weight] = (x, dy, n, k, t)
-                numbers.update(c=At(Outside(unit.weight)), hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
+            if sgd:
+                numbers.update(c=At(Outside(unit.weight)), **step)
                 self._product(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", packed=True)
             else:
                 gradient = self.weight_gradient(unit.weight)
@@ -188,12 +192,33 @@ class Layers(Planner):
             mask, (dx, join) = self.mask(unit.x), self.joined(unit.x)
             if once:
                 self._keep(dx)
+            if joint:
+                self._back_and_step(unit, *joint, x, dy, dx, mask, step)
+                join()
+                return
             numbers = dict(a=At(dy), a_row=lambda: self.step_of(dy), a_term=1, b=At(Outside(unit.weight)), b_term=t, c=At(dx), c_row=lambda: self.step_of(dx))
             if mask is not None:
                 self._keep(mask)
                 numbers.update(mask=At(mask), mask_row=lambda: self.step_of(mask))
             self._product(rows, t, k, numbers, None, [dy, dx, mask], once, "gradient of the rows")
             join()
+
+    def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy: Buffer, dx: Buffer, mask: Buffer | None, step: dict) -> None:
+        """The gradient of the rows, and the step of the weights that makes it, in one pass over these."""
+        k, t = self.graph.shapes[unit.weight]
+        if mask is not None:
+            self._keep(mask)
+
+        def build():
+            numbers = dict(
+                rows=self.images, columns=t, terms=k, **blocks, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
+                x=At(x, alone=True), x_row=self.step_of(x), dx=At(dx, alone=True), dx_row=self.step_of(dx), hyper=step["hyper"](), fault=step["fault"],
+            )  # fmt: skip
+            if mask is not None:
+                numbers.update(mask=At(mask, alone=True), mask_row=self.step_of(mask))
+            return [(self.kernel(tiles.dense_back, *tile), tiles.DENSE_BACK, numbers)]
+
+        self.step("gradient of the rows, step of SGD of the weights", build, [dy, dx, mask], 4 * self.images * k * t, once=True)
 
     def _rowwise(self, unit: Unit) -> None:
         (x, count), (y, _) = self.row(unit.x), self.row(unit.output)

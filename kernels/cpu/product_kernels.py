@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, splats, stores, sums, zeros
-from tinynet.kernels.cpu.tiles import DOTS, GEMM
+from tinynet.kernels.cpu.tiles import DENSE_BACK, DOTS, GEMM
 from tinynet.kernels.cpu.tiles_kernels import transpose, place
 
 
@@ -138,6 +139,89 @@ def gemm_packed(R, V, W, T):
                         if mask != 0:
                             acc = kept(acc, loads(passed, i * passed_row + o, R, passed_row, 1, 0, V, W))
                         stores(c, at, R, c_row, 1, 0, V, W, acc)
+
+    return kernel
+
+
+def _rows_back(R, V, W):
+    """Adds dy[i ... i + R, first ... last] @ w[first ... last, o ... o + V * W] to dx at row i, column o; of the first terms it is the sum."""
+    N = R * V
+
+    @inline
+    def tile(dy, dy_row, w, columns, dx, dx_row, i, o, first, last):
+        at, p, q = i * dx_row + o, i * dy_row + first, first * columns + o
+        acc = zeros(dx, N, W)
+        if first > 0:
+            acc = loads(dx, at, R, dx_row, 1, 0, V, W)
+        for t in range(first, last):
+            acc = outer_fma(acc, splats(dy, p, R, dy_row, 1, 0, W), loads(w, q, 1, 0, 1, 0, V, W))
+            p += 1
+            q += columns
+        stores(dx, at, R, dx_row, 1, 0, V, W, acc)
+
+    return tile
+
+
+def _stepped(R, V, W):
+    """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images."""
+    N = R * V
+
+    @inline
+    def tile(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay):
+        at, p, q = t * columns + o, t, o
+        acc = zeros(w, N, W)
+        for n in range(rows):
+            acc = outer_fma(acc, splats(dy, p, R, 1, 1, 0, W), loads(x, q, 1, 0, 1, 0, V, W))
+            p += dy_row
+            q += x_row
+        before = loads(w, at, R, columns, 1, 0, V, W)
+        if decay != 0:
+            acc = add(acc, multiply(before, full(w, decay, 1, W)))
+        stores(w, at, R, columns, 1, 0, V, W, add(before, multiply(acc, full(w, rate, 1, W))))
+
+    return tile
+
+
+def dense_back(R, V, W, T):
+    """A dense layer's backward, and its step of SGD, in one pass over its weights: dx = dy @ w (and ReLU's mask), then
+    w -= rate * (dy^T @ x + decay * w), `term_block` rows of w and V * W columns at a time, which stay in the first cache from the one
+    to the other. So weights that come from memory come once.
+
+    V * W divides the columns and `column_block`, such blocks are shared; a remainder of R rows is done row by row: nothing may be
+    added twice.
+    """
+    LANES = V * W
+    rows_back, row_back = _rows_back(R, V, W), _rows_back(1, V, W)
+    stepped, one_stepped = _stepped(R, V, W), _stepped(1, V, W)
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, terms, block = get(row, DENSE_BACK.rows), get(row, DENSE_BACK.columns), get(row, DENSE_BACK.terms), get(row, DENSE_BACK.term_block)
+        dy, dy_row, w = pointer(get(row, DENSE_BACK.dy), T), get(row, DENSE_BACK.dy_row), pointer(get(row, DENSE_BACK.w), T)
+        x, x_row = pointer(get(row, DENSE_BACK.x), T), get(row, DENSE_BACK.x_row)
+        dx, dx_row = pointer(get(row, DENSE_BACK.dx), T), get(row, DENSE_BACK.dx_row)
+        mask, passed, passed_row = get(row, DENSE_BACK.mask), pointer(get(row, DENSE_BACK.mask), T), get(row, DENSE_BACK.mask_row)
+        hyper, fault = pointer(get(row, DENSE_BACK.hyper), np.float64), get(pointer(get(row, DENSE_BACK.fault), np.int64), 0)
+        rate, decay = -T(get(hyper, 0)), T(get(hyper, 1))
+        column_block = get(row, DENSE_BACK.column_block)
+        for left in range(share * column_block, columns, shares * column_block):
+            right = min(left + column_block, columns)
+            for first in range(0, terms, block):
+                last = min(first + block, terms)
+                for o in range(left, right, LANES):
+                    for i in range(0, rows - R + 1, R):
+                        rows_back(dy, dy_row, w, columns, dx, dx_row, i, o, first, last)
+                    for i in range(rows // R * R, rows):
+                        row_back(dy, dy_row, w, columns, dx, dx_row, i, o, first, last)
+                    if fault != 0:
+                        continue
+                    for t in range(first, last - R + 1, R):
+                        stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay)
+                    for t in range(first + (last - first) // R * R, last):
+                        one_stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay)
+            for i in range(rows if mask != 0 else 0):
+                for o in range(left, right, LANES):
+                    at = i * dx_row + o
+                    stores(dx, at, 1, 0, 1, 0, V, W, kept(loads(dx, at, 1, 0, 1, 0, V, W), loads(passed, i * passed_row + o, 1, 0, 1, 0, V, W)))
 
     return kernel
 

@@ -29,7 +29,7 @@ from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.memory import Arena, At, Buffer, Outside
 from tinynet.kernels.cpu.program import made, play
 
-PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dots, layers.depthwise, layers.depthwise_dw)
+PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots, layers.depthwise, layers.depthwise_dw)
 FEWER = (tiles_winograd.winograd, tiles_winograd.winograd_dw)  # compute what the definition asks for with fewer operations than it does
 AS_PLANNED = (*PRODUCTS, *FEWER, layers.pool, layers.pool_back, layers.spread, layers.channel_sums, layers.combine)  # Step.flops are their operations
 EACH = {
@@ -37,7 +37,7 @@ EACH = {
     layers.total: 1, layers.sgd: 2, layers.momentum: 4, layers.adam: 14,
 }  # fmt: skip  # operations for each of `count` numbers, without weight decay
 UPDATED = {"sums", "w", "first", "second"}  # names in a row of what is read and written, where the kernel does not only read it
-UPDATES = (tiles.conv_dw, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
+UPDATES = (tiles.conv_dw, tiles.dense_back, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
 APART = {"work", "panel", "taps", "places", "hyper", "fault", "scale"}  # scratch memory, and a few numbers that all kernels share
 SHORT, MOST = 200e-6, 64  # a step is played often enough in a row to take that many seconds, at most so often
 
@@ -135,7 +135,7 @@ class Part:
     def on(self) -> str:
         """What it works on, in short: a matrix product's rows x terms x columns, else its images, or how many numbers."""
         _, _, numbers = self.rows[0]
-        if self.kinds[0] in (tiles.gemm, tiles.gemm_packed, tiles.dots):
+        if self.kinds[0] in (tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots):
             return f"{numbers['rows']} x {numbers['terms']} x {numbers['columns']}"
         sizes = [f"{b.channels}x{b.rows}x{b.columns}" if b.rows * b.columns > 1 else str(b.channels) for b in self.step.touches]
         if sizes:
@@ -172,7 +172,7 @@ class Part:
                 if not isinstance(at, At) or name in APART or name == "first" and kind is layers.sgd or name == "second" and kind is not layers.adam:
                     continue
                 array = found.setdefault(at.memory.key if isinstance(at.memory, Outside) else id(at.memory), self._array(at.memory, steps[-1] if steps else 0))
-                array.updated |= kind in UPDATES and name in UPDATED or kind is tiles.gemm and name == "c" and "hyper" in numbers
+                array.updated |= kind in UPDATES and name in UPDATED or kind is tiles.gemm_packed and name == "c" and "hyper" in numbers
         return list(found.values())
 
     def _array(self, memory, an_image: int) -> _Array:
