@@ -37,31 +37,26 @@ class Inference:
 
     def __init__(self, graph: Graph, outside: dict, math: str, seeds: tuple[int, ...] = ()):
         from tinynet.kernels.cpu.network import Network  # numba is loaded by who compiles
+        from tinynet.kernels.cpu.trial import Trial
 
         self.graph, self.dtype = graph, np.dtype(graph.dtype)
         self.network = Network(graph, seeds, math)
+        self.trial = Trial(self.network, partial(Network, graph, seeds, math, slots=1))
         self.tensors = {v: t if isinstance(t := outside[v], Tensor) else Tensor(t) for v in graph.outside if v in outside}
         self.parameters = list(self.tensors.items())
         self.inputs = [v for v in graph.outside if v not in outside]
         self.targets = [(c.op, v, graph.shapes[c.inputs[0]][1]) for c in graph.calls if c.op in ("cross_entropy", "nll_loss") for v in (c.inputs[1],)]
-        self.arenas: list = []
 
     def __call__(self, values: dict) -> None:
-        arena = self._arena()
+        arena = self.trial.take()
         try:
             self._bind(arena, values)
             found = self._bind_results(arena)
-            self.network.play(arena)
+            self.trial.play(arena)
             self._check(arena)
         finally:
-            self.arenas.append(arena)
+            self.trial.give(arena)
         values.update(found)
-
-    def _arena(self):
-        try:
-            return self.arenas.pop()
-        except IndexError:
-            return self.network.arena()
 
     def _bind(self, arena, values: dict) -> None:
         bound = arena.bound
@@ -95,16 +90,17 @@ class Inference:
     # --- looking inside -------------------------------------------------------------------------------------------
 
     def explain(self) -> str:
-        return self.network.explain()
+        return self.trial.explain()
 
     def profile(self, values: dict, rounds: int):
         """Times every step of the program; nothing outside of it changes."""
         from tinynet.kernels.cpu.profile import profile
 
-        arena = self.network.arena()
+        network = self.trial.best
+        arena = network.arena()
         self._bind(arena, values)
         self._bind_results(arena)
-        found = profile(self.network, arena, self._bind_rest(arena), rounds)
+        found = profile(network, arena, self._bind_rest(arena), rounds)
         self._check(arena)
         return found
 
@@ -121,14 +117,14 @@ class Differentiable(Inference):
         self.seed = seed
 
     def __call__(self, values: dict) -> None:
-        arena = self._arena()  # the node's, until its graph is released
+        arena = self.trial.take()  # the node's, until its graph is released
         self._bind(arena, values)
         found = self._bind_results(arena)
-        self.network.play(arena)
+        self.trial.play(arena)
         self._check(arena)
         tensors = [self.tensors[v] if v in self.tensors else values[v] for v in self.graph.gradients]
         arrays = [arena.bound[v] for v in (*self.tensors, *self.inputs)]
-        found[self.seed].made_by(Pulled(COMPILED, tensors, arrays, partial(self._pull_back, arena), lambda: self.arenas.append(arena)))
+        found[self.seed].made_by(Pulled(COMPILED, tensors, arrays, partial(self._pull_back, arena), partial(self.trial.give, arena)))
         values.update(found)
 
     def _pull_back(self, arena, dy) -> list:
@@ -137,9 +133,9 @@ class Differentiable(Inference):
         shares = {v: np.empty(self.graph.shapes[v], self.dtype) for v in self.graph.gradients if v not in self.tensors}
         for v, share in shares.items():
             arena.bind(("gradient", v), share)
-        self.network.play(arena, 1)
+        self.trial.play(arena, 1)
         for v in self.network.weight_gradients:
-            shares[v] = self.network.gradient(arena, v)
+            shares[v] = arena.network.gradient(arena, v)
         factor = dy if self.graph.loss is not None and dy != 1 else None  # a loss' gradient is known up to a factor
         return [shares[v] if factor is None else shares[v] * factor for v in self.graph.gradients]
 
@@ -180,20 +176,20 @@ class Step(Inference):
         for t in self.zeroed:
             t._grad = None
         before = [None if id(t) in zeroed else t.grad for _, t in self.trained]
-        arena = self._arena()
+        arena = self.trial.take()
         try:
             self._bind(arena, values)
             states = self._hyper(arena) if self.optimizer is not None else ()
             found = self._bind_results(arena)
-            self.network.play(arena)
+            self.trial.play(arena)
             self._check(arena)
             for (v, t), old in zip(self.trained, before):
-                later = partial(self.network.gradient, arena, v)
+                later = partial(arena.network.gradient, arena, v)
                 t._grad = later if old is None else old + later()
             for state in states:
                 state["t"] += 1
         finally:
-            self.arenas.append(arena)
+            self.trial.give(arena)
         if states:
             guard.edited(t for _, t in self.trained)
         values.update(found)

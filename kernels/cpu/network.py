@@ -7,7 +7,7 @@ phases they run in); memory.py (where everything lies); program.py and threads.p
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
 never leaves the cache; the weights' gradients are summed a chunk of images at a time. Only layers whose weights
 are larger than the cache (dense ones) run as a phase of their own, over all images. With fewer images than threads,
-each kernel is a phase that threads share.
+each kernel is a phase that threads share, if that turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
 order that tiles want, which is made anew at every call (it is small).
@@ -39,14 +39,15 @@ class Network(Convolutions, Layers):
     seeds: values whose gradient the caller gives for the backward pass, in place of a loss; then there are two programs.
     """
 
-    def __init__(self, graph: Graph, seeds: tuple[int, ...] = (), math: str = "strict"):
+    def __init__(self, graph: Graph, seeds: tuple[int, ...] = (), math: str = "strict", slots: int | None = None):
+        """slots: threads that play it; numba's setting if left out."""
         self.graph, self.seeds, self.math = graph, seeds, math
         fusing = Fusing(graph)
         self.units, self.made, self.layouts = fusing.units, fusing.made, fusing.layouts
         self.images = fusing.images
         self.dtype = np.dtype(graph.dtype)
         self.T, self.item = self.dtype.type, self.dtype.itemsize
-        self.slots = threads.count()
+        self.slots = slots or threads.count()
         self.training = bool(graph.gradients)
         few = self.slots > 1 and (self.images < self.slots or self.images < 4 * self.slots and self.images % self.slots)
         self.few = bool(few)
@@ -198,6 +199,7 @@ class Network(Convolutions, Layers):
 
     def arena(self) -> Arena:
         arena = Arena(self.size, self.programs)
+        arena.network, arena.seconds = self, 0.0  # seconds: see trial.py
         arena.view(self.scale, self.T, (1,))[0] = self.scaled
         arena.fault = arena.view(self.fault, np.int64, (1,))
         if self.training:

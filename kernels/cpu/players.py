@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
@@ -81,12 +82,30 @@ def _call(typing, row, image, slot, chunk, share, shares):
     return types.void(*[types.int64] * 6), generate
 
 
+@intrinsic
+def pause(typing):
+    """Some ten nanoseconds of nothing: two processors may be one core's two threads, where a loop that only looks takes half of the
+    core from the one who works."""
+
+    def generate(context, builder, signature, arguments):
+        machine = binding.get_process_triple().split("-")[0]
+        if machine in ("x86_64", "i386", "i686", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        elif machine in ("aarch64", "arm64"):
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.hint"), [ir.Constant(ir.IntType(32), 1)])  # yield
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 # Gives the processor to another thread: the one that we wait for may have none.
 give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
 
 # --- playing a program ----------------------------------------------------------------------------------
 
-_WAIT = 2_000  # looks before a waiting thread offers its processor to others
+_WAIT = 500  # looks before a waiting thread offers its processor to others
 
 
 @inline
@@ -106,6 +125,7 @@ def _play(table, slot):
             atomic_add(phase, DONE, 1)
         looks = 0
         while atomic_get(phase, DONE) < chunks * shares:
+            pause()
             looks += 1
             if looks > _WAIT:
                 give_way()
@@ -202,8 +222,9 @@ def serve(board, slot, seen, patience):
     while True:
         generation = atomic_get(board, GENERATION)
         if generation == seen:
+            pause()
             looks += 1
-            if looks % 256 == 0:
+            if looks % 64 == 0:
                 give_way()  # other libraries' threads may want this processor
             if looks > patience:
                 if _drowsy(board, slot, seen):

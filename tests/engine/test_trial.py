@@ -1,0 +1,131 @@
+"""Programs for a few images are tried on one thread and on all: the faster is kept for a while, and no bit depends on it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from trainings import batch, classifier, training
+
+import tinynet
+from tinynet import optim
+from tinynet.kernels.cpu import threads, trial
+from tinynet.kernels.cpu.trial import Trial
+
+
+class Pretended:
+    """A network whose programs take some milliseconds."""
+
+    def __init__(self, slots: int, milliseconds: float, programs: int = 1, few: bool = True):
+        self.slots, self.milliseconds, self.programs, self.few, self.played = slots, milliseconds, [None] * programs, few, 0
+
+    def arena(self):
+        class Memory:
+            network, seconds = self, 0.0
+
+        return Memory()
+
+    def play(self, arena, program):
+        self.played += 1
+        time.sleep(self.milliseconds / 1000)
+
+    def explain(self) -> str:
+        return "phases"
+
+
+def call(tried: Trial, programs: int = 1) -> int:
+    """One call; the threads of the network that played it."""
+    arena = tried.take()
+    for program in range(programs):
+        tried.play(arena, program)
+    tried.give(arena)
+    return arena.network.slots
+
+
+@pytest.mark.parametrize("alone, together, best", [(0.2, 3, 1), (3, 0.2, 4)])
+def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, monkeypatch):
+    monkeypatch.setattr(trial, "KEPT", 6)
+    all_threads, one = Pretended(4, together), Pretended(1, alone)
+    tried = Trial(all_threads, lambda: one)
+    assert [call(tried) for _ in range(trial.FIRST)] == [4] * trial.FIRST
+    turns = [call(tried) for _ in range(2 * trial.TRIES)]
+    assert sorted(turns) == [1] * trial.TRIES + [4] * trial.TRIES and turns[:2] == [4, 1], "in turns"
+    assert [call(tried) for _ in range(6)] == [best] * 6
+    assert tried.explain() == f"phases\ntried on 4 and on 1 threads: {best} {'was' if best == 1 else 'were'} faster"
+    all_threads.milliseconds, one.milliseconds = one.milliseconds, all_threads.milliseconds
+    for _ in range(2 * trial.TRIES):
+        call(tried)
+    assert call(tried) == 5 - best, "the machine had changed"
+
+
+def test_the_memory_of_the_slower_one_is_let_go():
+    tried = Trial(Pretended(4, 0.1), lambda: Pretended(1, 2))
+    for _ in range(trial.FIRST + 2 * trial.TRIES + 1):
+        call(tried)
+    assert {network.slots: len(arenas) for network, arenas in tried.free.items()} == {4: 1, 1: 0}
+
+
+def test_a_call_counts_when_its_backward_has_run():
+    all_threads = Pretended(4, 0.1, programs=2)
+    tried = Trial(all_threads, lambda: Pretended(1, 0.1, programs=2))
+    for _ in range(50):
+        call(tried, programs=1)
+    assert all_threads.played == 50 and all(not taken for taken in tried.times.values())
+    for _ in range(2 * trial.TRIES):
+        call(tried, programs=2)
+    assert tried.left == trial.KEPT
+
+
+def test_many_images_are_not_tried():
+    tried = Trial(Pretended(4, 0, few=False), lambda: pytest.fail("made another one"))
+    assert {call(tried) for _ in range(40)} == {4} and tried.explain() == "phases"
+
+
+def test_threads_that_call_at_once_end_a_trial_once(monkeypatch):
+    monkeypatch.setattr(trial, "KEPT", 3)
+    tried = Trial(Pretended(4, 0.05), lambda: Pretended(1, 0.05))
+    failed = []
+
+    def work():
+        try:
+            for _ in range(150):
+                call(tried)
+        except Exception as error:  # noqa: BLE001  (handed to the test's own thread)
+            failed.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    [w.start() for w in workers], [w.join() for w in workers]
+    assert not failed
+
+
+@pytest.mark.skipif(threads.count() == 1, reason="there is one thread only")
+@pytest.mark.parametrize("math", ["strict", "winograd"])
+def test_no_bit_depends_on_who_played(math, monkeypatch):
+    """Forty steps at one image, in which every other call is the other one's, beside the same on one thread."""
+    import numba
+
+    monkeypatch.setattr(trial, "KEPT", 1)
+
+    def steps():
+        model = classifier()
+        step = tinynet.compile(training(model, optim.Adam(model.parameters(), lr=1e-3)), math=math)
+        losses = [step(*batch(1)).item() for _ in range(40)]
+        return losses, [p.numpy().copy() for p in model.parameters()], [np.array(p.grad) for p in model.parameters()], step
+
+    def tried(step) -> int:
+        (plan,) = step.plans.values()
+        return len(plan.parts[0].trial.free)
+
+    losses, weights, gradients, step = steps()
+    assert tried(step) == 2
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        wanted, weights_of_one, gradients_of_one, step = steps()
+    finally:
+        numba.set_num_threads(before)
+    assert losses == wanted and tried(step) == 1
+    for got, want in zip((*weights, *gradients), (*weights_of_one, *gradients_of_one), strict=True):
+        np.testing.assert_array_equal(got, want)
