@@ -66,7 +66,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     lay, w_group = laid(weight_shape, groups, True, WEIGHT, w, dtype)
     ix, flops = stride[1] * copy.column, 8 * x.n * y.rows * y.columns * prod(weight_shape)
     numbers = dict(
-        outputs=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
+        outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
         ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
         iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w_group,
         x=copy.place(base), x_first=copy.first_row, w=w, bias=BIAS if biased else 0, relu=1,

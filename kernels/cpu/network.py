@@ -10,7 +10,7 @@ are larger than the cache (dense ones) run as a phase of their own, over all ima
 each kernel is a phase that threads share, if that turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
-order that tiles want, which is made anew at every call (it is small).
+order that tiles want (it is small). That is made at every call; without training, only where weights are not what they were.
 
 The gradient of a value is kept as it is behind its ReLU: whoever computes it applies the mask.
 """

@@ -135,7 +135,7 @@ class Convolutions(Planner):
             numbers.update(places=At(places, alone=True), places_slot=places.step)
             segments = 1 if listed else kh * kw
             if unit.pool:
-                numbers.update(outputs=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
+                numbers.update(outputs=y.rows, limit=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
                 if winner is not None:
                     numbers.update(winner=At(winner))
                 _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)

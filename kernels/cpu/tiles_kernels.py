@@ -272,7 +272,22 @@ def conv(R, C, V, W, STEP, LISTED, T):
     What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
     a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
     """
-    N, LANES = R * C * V, V * W
+    return _convolution(R, C, V, W, STEP, LISTED, False, T)
+
+
+def conv_pool(C, V, W, STEP, LISTED, T):
+    """Convolution, bias, ReLU if asked for, and the maximum of 2 x 2 windows: 2 rows of 2 * C pixels at a time, of which only
+    C leave the registers. outputs, limit: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
+    where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
+    """
+    return _convolution(1, C, V, W, STEP, LISTED, True, T)
+
+
+def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
+    """Of R x C outputs at a time. POOL: each of them is the largest of 2 x 2 sums."""
+    SIDE = 2 if POOL else 1
+    HIGH, WIDE, LANES = SIDE * R, SIDE * C, V * W
+    N = HIGH * WIDE * V
 
     def kernel(row, image, slot, chunk, share, shares):
         outputs, limit, columns = get(row, CONV.outputs), get(row, CONV.limit), get(row, CONV.columns)
@@ -281,9 +296,10 @@ def conv(R, C, V, W, STEP, LISTED, T):
         iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
         groups, lanes, x_group, w_group, relus = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group), get(row, CONV.relu)
         x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
-        y, add_to, mask = place(row, CONV.y, image, slot, T), get(row, CONV.add), get(row, CONV.mask)
+        y, add_to, mask, asked = place(row, CONV.y, image, slot, T), get(row, CONV.add), get(row, CONV.mask), get(row, CONV.winner)
         before, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
         passed, passed_y, passed_x = place(row, CONV.mask, image, slot, T), get(row, CONV.mask_y), get(row, CONV.mask_x)
+        winner = place(row, CONV.winner, image, slot, T)
         begin, end = outputs * share // shares, min(outputs * (share + 1) // shares, limit)
         first_block, last_block = 0, (lanes + LANES - 1) // LANES
         if get(row, CONV.by_lanes) != 0:
@@ -300,99 +316,49 @@ def conv(R, C, V, W, STEP, LISTED, T):
                     for j in range(0, columns, C):
                         j = min(j, columns - C)
                         acc = zeros(y, N, W)
-                        p, q = xo + g * x_group + i * iy + j * ix, g * w_group + o
+                        p, q = xo + g * x_group + SIDE * (i * iy + j * ix), g * w_group + o
                         if LISTED:
                             for t in range(listed):
                                 at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
                                 if STEP:
-                                    acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
                                 else:
-                                    acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
                         else:
                             for a in range(taps_a):
                                 for b in range(taps_b):
                                     at, v = p + a * ta + b * tb, q + a * wa + b * wb
                                     for c in range(terms):
                                         if STEP:
-                                            acc = outer_fma(acc, splats(x, at, R, iy, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                            acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
                                         else:
-                                            acc = outer_fma(acc, splats(x, at, R, iy, C, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                        at += tc
-                                        v += w_term
-                        lane = g * lanes + o
-                        if bias != 0:
-                            acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
-                        if add_to != 0:
-                            acc = add(acc, loads(before, (begin + i) * before_y + j * before_x + lane, R, before_y, C, before_x, V, W))
-                        if relus != 0:
-                            acc = relu(acc)
-                        if mask != 0:
-                            acc = kept(acc, loads(passed, (begin + i) * passed_y + j * passed_x + lane, R, passed_y, C, passed_x, V, W))
-                        stores(y, yo + i * oy + j * ox + lane, R, oy, C, ox, V, W, acc)
-
-    return kernel
-
-
-def conv_pool(C, V, W, STEP, LISTED, T):
-    """Convolution, bias, ReLU if asked for, and the maximum of 2 x 2 windows: 2 rows of 2 * C pixels at a time, of which only
-    C leave the registers. outputs: rows of windows; columns: windows of a row. winner: which of the four it was, or -1
-    where ReLU lets no gradient pass; at the same places as y; a null address if nobody will ask.
-    """
-    N, LANES, PAIR = 4 * C * V, V * W, 2 * C
-
-    def kernel(row, image, slot, chunk, share, shares):
-        outputs, columns = get(row, CONV.outputs), get(row, CONV.columns)
-        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
-        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
-        iy, ix, oy, ox, relus = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox), get(row, CONV.relu)
-        groups, lanes, x_group, w_group = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group)
-        x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
-        y, asked = place(row, CONV.y, image, slot, T), get(row, CONV.winner)
-        winner = place(row, CONV.winner, image, slot, T)
-        begin, end = outputs * share // shares, outputs * (share + 1) // shares
-        xo, yo = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first)
-        places, listed = pointer(get(row, CONV.places) + slot * get(row, CONV.places_slot), np.int64), 0
-        if LISTED:
-            listed = list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, w_term)
-        for g in range(groups):
-            for o in range(0, lanes, LANES):
-                o = min(o, lanes - LANES)
-                for i in range(end - begin):
-                    for j in range(0, columns, C):
-                        j = min(j, columns - C)
-                        acc = zeros(y, N, W)
-                        p, q = xo + g * x_group + 2 * i * iy + 2 * j * ix, g * w_group + o
-                        if LISTED:
-                            for t in range(listed):
-                                at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
-                                if STEP:
-                                    acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                else:
-                                    acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
-                        else:
-                            for a in range(taps_a):
-                                for b in range(taps_b):
-                                    at, v = p + a * ta + b * tb, q + a * wa + b * wb
-                                    for c in range(terms):
-                                        if STEP:
-                                            acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                        else:
-                                            acc = outer_fma(acc, splats(x, at, 2, iy, PAIR, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                            acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
                                         at += tc
                                         v += w_term
                         lane = g * lanes + o
                         to = yo + i * oy + j * ox + lane
-                        best = pooled(acc, C, V)
-                        # a sum and a maximum may be exchanged: rounding keeps the order
-                        out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
-                        if relus != 0:
-                            out = relu(out)
-                        stores(y, to, 1, 0, C, ox, V, W, out)
-                        if asked != 0:
-                            found = winners(acc, best, C, V)
+                        if POOL:
+                            best = pooled(acc, C, V)
+                            # a sum and a maximum may be exchanged: rounding keeps the order
+                            out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
                             if relus != 0:
-                                found = if_positive(found, out, -1.0)
-                            stores(winner, to, 1, 0, C, ox, V, W, found)
+                                out = relu(out)
+                            stores(y, to, 1, 0, C, ox, V, W, out)
+                            if asked != 0:
+                                found = winners(acc, best, C, V)
+                                if relus != 0:
+                                    found = if_positive(found, out, -1.0)
+                                stores(winner, to, 1, 0, C, ox, V, W, found)
+                        else:
+                            if bias != 0:
+                                acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+                            if add_to != 0:
+                                acc = add(acc, loads(before, (begin + i) * before_y + j * before_x + lane, R, before_y, C, before_x, V, W))
+                            if relus != 0:
+                                acc = relu(acc)
+                            if mask != 0:
+                                acc = kept(acc, loads(passed, (begin + i) * passed_y + j * passed_x + lane, R, passed_y, C, passed_x, V, W))
+                            stores(y, to, R, oy, C, ox, V, W, acc)
 
     return kernel
 
