@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tinynet.kernels.cpu.simd import _broadcast, _fma, _packed, _parts, _suffix
+from tinynet.kernels.cpu.simd import _fma, _packed, _parts, _suffix
 
 LN2 = Fraction("0.693147180559945309417232121458176568075500134360255")
 

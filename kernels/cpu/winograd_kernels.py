@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, congruence, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
+from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
 from tinynet.kernels.cpu.tiles_kernels import changed, copy, place, transpose, zero
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, A, B, G
 

@@ -11,6 +11,7 @@ import pytest
 from kernels_by_hand import assert_same
 
 from tinynet.kernels.cpu import simd, tiles
+from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
 from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
@@ -349,7 +350,7 @@ def test_a_square_of_registers_is_transposed(W, T):
 
 
 MATRICES = {1: ((2, -1), (2, 1), (0, 0.5)), 2: ((1, 0), (-1, 3)), 3: ((1, 2, 4), (1, -2, 4), (0, 5, -5), (1, 1, 0))}
-transformed = simd.congruence(MATRICES)
+transformed = congruence(MATRICES)
 
 
 def squares(KEY, N, M, W, T):
