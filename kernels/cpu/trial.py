@@ -64,7 +64,8 @@ class Trial:
             return
         began = perf_counter()
         arena.network.play(arena, program)
-        arena.seconds += perf_counter() - began
+        seconds = perf_counter() - began
+        arena.seconds = seconds if program == 0 else arena.seconds + seconds
         if program == len(arena.network.programs) - 1:  # forward alone says nothing of both
             self._took(arena)
 
@@ -73,7 +74,6 @@ class Trial:
             times = self.times
             if times:
                 times[arena.network].append(arena.seconds)
-            arena.seconds = 0.0
             if not times or any(len(taken) < TRIES for taken in times.values()):
                 return
             self.best, self.left, self.times = min(times, key=lambda network: median(times[network])), KEPT, {}

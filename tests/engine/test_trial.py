@@ -78,6 +78,17 @@ def test_a_call_counts_when_its_backward_has_run():
     assert tried.left == trial.KEPT
 
 
+def test_a_forward_whose_backward_never_ran_is_in_nobody_s_time():
+    tried = Trial(Pretended(4, 0.1, programs=2), lambda: Pretended(1, 5, programs=2))
+    for _ in range(trial.FIRST):
+        call(tried, programs=2)
+    for _ in range(20):
+        call(tried, programs=1)
+    for _ in range(2 * trial.TRIES):
+        call(tried, programs=2)
+    assert tried.left == trial.KEPT and tried.best.slots == 4
+
+
 def test_many_images_are_not_tried():
     tried = Trial(Pretended(4, 0, few=False), lambda: pytest.fail("made another one"))
     assert {call(tried) for _ in range(40)} == {4} and tried.explain() == "phases"
