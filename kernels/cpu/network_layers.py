@@ -106,8 +106,8 @@ class Layers(Planner):
         join()
 
     def wide(self, unit: Unit) -> bool:
-        """Whether a dense layer runs over all images at once."""
-        return self.few or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
+        """Whether a dense layer runs over all images at once. (Up to tiles.FEW images that adds up in the order of one by one.)"""
+        return self.few and self.images <= tiles.FEW or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
 
     def _product(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, packed: bool | None = None) -> None:
         """c = a @ b. numbers: those that are known only when memory is laid out are functions. packed: by gemm_packed, if it is not
@@ -175,7 +175,7 @@ class Layers(Planner):
 
             self.step("gradient of the bias", build, [dy], n * k, once=True, into=self.finish, with_before=True)
         sgd = self.graph.updates.get(unit.weight) == "sgd" and self.needs.get(unit.weight)
-        joint = tiles.best_dense_back(n, t, self.T, self.slots) if once and sgd and self.needs.get(unit.x) else None
+        joint = tiles.best_dense_back(n, t, self.T) if once and sgd and self.needs.get(unit.x) else None
         if sgd:
             self.stepped[unit.weight] = (x, dy, n, k, t)
             step = dict(hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))

@@ -34,14 +34,13 @@ def gemm(R, V, W, T):
                     else:
                         i, o = n % high * R, left + n // high * LANES
                     i, o = min(i, rows - R), min(o, columns - LANES)
-                    acc, p, q = zeros(c, N, W), i * a_row + first * a_term, first * b_term + o
+                    acc, p, q, at = zeros(c, N, W), i * a_row + first * a_term, first * b_term + o, i * c_row + o
+                    if first > 0:  # go on where the block before stopped: so blocks change no bit
+                        acc = loads(c, at, R, c_row, 1, 0, V, W)
                     for t in range(first, last):
                         acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(b, q, 1, 0, 1, 0, V, W))
                         p += a_term
                         q += b_term
-                    at = i * c_row + o
-                    if first > 0:
-                        acc = add(acc, loads(c, at, R, c_row, 1, 0, V, W))
                     if last == terms:
                         if bias != 0:
                             acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))

@@ -286,16 +286,16 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
 
 
 DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_row dx dx_row mask mask_row hyper fault")
-IN_CACHE = 1 << 20  # bytes of a thread's x and dx in the second cache
+IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 
 
-def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[int, int, int], dict] | None:
+def best_dense_back(rows: int, columns: int, dtype) -> tuple[tuple[int, int, int], dict] | None:
     """(tile, blocks) of `dense_back`; None where two products are as good: few rows only wait for memory, which has more to do for
-    reading and writing at once; many don't wait for it; or no tile divides the columns. (Network `tensorflow`, a whole step,
-    Zen 4: 16 images 5.4 -> 4.7 ms, 32 images 8.6 -> 7.6, 8 and 64 the same.)"""
+    reading and writing at once; many don't wait for it; or no tile divides the columns. (Network `tensorflow`, a whole step, Zen 4: 16 images
+    5.4 -> 4.7 ms, 32 images 8.6 -> 7.6, 8 and 64 the same.)"""
     w = max(TARGET.lanes(dtype), LEAST_LANES)
     v = next((v for v in (2, 1) if columns % (v * w) == 0), 0)
-    if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > slots * IN_CACHE:
+    if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:
         return None
     r = min((r for r in (8, 4) if r * v + v + 1 <= TARGET.registers), key=lambda r: (rows % r, -r))
     return (r, v, w), dict(column_block=512 // (v * w) * v * w, term_block=16)

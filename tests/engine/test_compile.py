@@ -338,6 +338,28 @@ def test_the_number_of_threads_changes_no_bit():
         np.testing.assert_array_equal(found[0][name], found[-1][name])
 
 
+@pytest.mark.parametrize("math", ["strict", "winograd"])
+@pytest.mark.parametrize("count", [1, 3, 5, 9, 14])
+def test_no_bit_depends_on_how_few_images_are_cut_up(count, math, monkeypatch):
+    """Dense layers, small and large, over all images or one by one; with more threads than there are processors, too."""
+    from tinynet.kernels.cpu import threads
+
+    def weights(slots: int) -> dict:
+        monkeypatch.setattr(threads, "count", lambda: slots)
+        tinynet.manual_seed(4)
+        model = Sequential(Conv2d(3, 16, 3), ReLU(), Conv2d(16, 16, 3), ReLU(), MaxPool2d(2), Flatten(), Linear(400, 512), ReLU(), Linear(512, 48), ReLU(), Linear(48, 5))
+        step = tinynet.compile(training(model, optim.SGD(model.parameters(), lr=0.1, weight_decay=0.01)), math=math)
+        losses = [step(*batch(count)).item() for _ in range(4)]
+        assert all(np.isfinite(losses)) and losses[-1] < losses[0]
+        return {**model.state_dict(), **{f"gradient of {name}": np.array(p.grad) for name, p in model.named_parameters()}}
+
+    wanted = weights(1)
+    for slots in (2, 4):
+        got = weights(slots)
+        for name, want in wanted.items():
+            np.testing.assert_array_equal(got[name], want, err_msg=f"{name}, {slots} threads")
+
+
 # --- what is no program -----------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ class Layer:
     def play(self, shares: int = 1, rate: float = 0.5, decay: float = 0.0, masked: bool = False, fault: int = 0):
         """What w was, after it was played."""
         before, hyper, faulty, item = self.w.copy(), np.array([rate, decay]), np.array([fault]), self.w.itemsize
-        tile, blocks = tiles.best_dense_back(self.rows, self.columns, self.w.dtype.type, 4)
+        tile, blocks = tiles.best_dense_back(self.rows, self.columns, self.w.dtype.type)
         numbers = dict(
             rows=self.rows, columns=self.columns, terms=self.terms, **blocks, dy=address_of(self.dy), dy_row=self.dy.strides[0] // item, w=address_of(self.w),
             x=address_of(self.x), x_row=self.x.strides[0] // item, dx=address_of(self.dx), dx_row=self.dx.strides[0] // item, hyper=address_of(hyper), fault=address_of(faulty),
@@ -61,7 +61,7 @@ def test_a_fault_keeps_the_weights(rng):
 
 @pytest.mark.parametrize("rows, columns", [(8, 64), (1, 4096), (32, 1001), (4096, 4096)])
 def test_it_is_left_alone_where_two_products_are_as_good_or_no_tile_fits(rows, columns):
-    assert tiles.best_dense_back(rows, columns, np.float32, 2) is None
+    assert tiles.best_dense_back(rows, columns, np.float32) is None
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])
