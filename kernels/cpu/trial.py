@@ -2,8 +2,9 @@
 
 Threads that share one image wait for each other after every kernel, and what one wrote another must fetch. That pays
 on two cores of their own and costs on two threads of one core, and a virtual machine does not say which of them its processors
-are. So a network of few images is laid out both ways, for all threads and for one; a program's calls are timed, in turns, and
-the faster is kept for a while. Results are the same to the bit either way (network.py).
+are. So a network of few images is laid out both ways, for all threads and for one; a program's calls are timed, a few in a row
+each way (a thread that had nothing to do for one call is asleep in the next), and the faster is kept: at first for a
+short while, for a process begins with much else to do, later for longer. Results are the same to the bit either way (network.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from time import perf_counter
 from tinynet.kernels.cpu.memory import Arena
 from tinynet.kernels.cpu.network import Network
 
-FIRST, TRIES, KEPT = 2, 8, 5000  # calls before the first trial; in which each way is timed; for which its outcome holds
+FIRST, ROW, KEPT, MOST = 1, 5, 40, 10_000  # calls before the first trial; in a row each way, twice; for which its outcome holds: 4 times as many after each trial, up to MOST
 
 
 class Trial:
@@ -29,7 +30,9 @@ class Trial:
         self.best, self.alone = network, alone
         self.free: dict[Network, list[Arena]] = {network: []}  # arenas that no call is using
         self.times: dict[Network, list[float]] = {}  # of the trial that is going on, if one is
-        self.left = FIRST if network.few else float("inf")
+        self.turns: list[Network] = []  # in it, whose calls have not begun yet
+        self.patience = 0  # for how many more calls it waits for those that have
+        self.left, self.kept = FIRST if network.few else float("inf"), KEPT
         self.mutex = threading.Lock()
 
     def take(self) -> Arena:
@@ -56,7 +59,13 @@ class Trial:
                 self.free[self.alone()] = []
             if not self.times:
                 self.times = {network: [] for network in self.free}
-            return min(self.times, key=lambda network: len(self.times[network]))
+                self.turns, self.patience = [network for network in (*self.free, *self.free) for _ in range(ROW)], 2 * ROW
+            if self.turns:
+                return self.turns.pop(0)
+            self.patience -= 1  # calls are under way in other threads, or nobody asks for their backward
+            if self.patience == 0:
+                self._settle()
+            return self.best
 
     def play(self, arena: Arena, program: int = 0) -> None:
         if not self.times:
@@ -74,12 +83,18 @@ class Trial:
             times = self.times
             if times:
                 times[arena.network].append(arena.seconds)
-            if not times or any(len(taken) < TRIES for taken in times.values()):
+            if self.turns or not times or any(len(taken) < 2 * ROW for taken in times.values()):
                 return
-            self.best, self.left, self.times = min(times, key=lambda network: median(times[network])), KEPT, {}
-            for network in times:
-                if network is not self.best:
-                    self.free[network].clear()  # its memory, until the next trial
+            rested = {network: [t for i, t in enumerate(taken) if i % ROW] for network, taken in times.items()}  # without the first of a row
+            self.best = min(times, key=lambda network: median(rested[network]))
+            self._settle()
+
+    def _settle(self) -> None:
+        """Ends a trial; without an outcome all stays as it was."""
+        self.times, self.turns, self.left, self.kept = {}, [], self.kept, min(4 * self.kept, MOST)
+        for network, arenas in self.free.items():
+            if network is not self.best:
+                arenas.clear()  # its memory, until the next trial
 
     def explain(self) -> str:
         words = self.best.explain()

@@ -44,49 +44,54 @@ def call(tried: Trial, programs: int = 1) -> int:
     return arena.network.slots
 
 
+TRIAL = 4 * trial.ROW  # calls
+
+
 @pytest.mark.parametrize("alone, together, best", [(0.2, 3, 1), (3, 0.2, 4)])
 def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, monkeypatch):
     monkeypatch.setattr(trial, "KEPT", 6)
     all_threads, one = Pretended(4, together), Pretended(1, alone)
     tried = Trial(all_threads, lambda: one)
     assert [call(tried) for _ in range(trial.FIRST)] == [4] * trial.FIRST
-    turns = [call(tried) for _ in range(2 * trial.TRIES)]
-    assert sorted(turns) == [1] * trial.TRIES + [4] * trial.TRIES and turns[:2] == [4, 1], "in turns"
+    assert [call(tried) for _ in range(TRIAL)] == 2 * ([4] * trial.ROW + [1] * trial.ROW), "a few in a row"
     assert [call(tried) for _ in range(6)] == [best] * 6
     assert tried.explain() == f"phases\ntried on 4 and on 1 threads: {best} {'was' if best == 1 else 'were'} faster"
     all_threads.milliseconds, one.milliseconds = one.milliseconds, all_threads.milliseconds
-    for _ in range(2 * trial.TRIES):
+    for _ in range(TRIAL):
         call(tried)
-    assert call(tried) == 5 - best, "the machine had changed"
+    assert [call(tried) for _ in range(24)] == [5 - best] * 24 and tried.left == 0, "the machine had changed; and now four times as long"
+
+
+def test_the_first_call_of_a_row_is_not_counted():
+    """A thread that had nothing to do in the calls before must be woken."""
+
+    class Woken(Pretended):
+        def play(self, arena, program):
+            self.milliseconds = 8 if self.played in (trial.FIRST, trial.FIRST + trial.ROW) else 0.2
+            super().play(arena, program)
+
+    tried = Trial(Woken(4, 0.2), lambda: Pretended(1, 1))
+    for _ in range(trial.FIRST + TRIAL):
+        call(tried)
+    assert tried.best.slots == 4
 
 
 def test_the_memory_of_the_slower_one_is_let_go():
     tried = Trial(Pretended(4, 0.1), lambda: Pretended(1, 2))
-    for _ in range(trial.FIRST + 2 * trial.TRIES + 1):
+    for _ in range(trial.FIRST + TRIAL + 1):
         call(tried)
     assert {network.slots: len(arenas) for network, arenas in tried.free.items()} == {4: 1, 1: 0}
 
 
-def test_a_call_counts_when_its_backward_has_run():
-    all_threads = Pretended(4, 0.1, programs=2)
-    tried = Trial(all_threads, lambda: Pretended(1, 0.1, programs=2))
-    for _ in range(50):
+def test_forward_alone_says_nothing_of_forward_and_backward():
+    """Where nobody asks for backward, all threads go on; a call counts when its backward has run."""
+    tried = Trial(Pretended(4, 1, programs=2), lambda: Pretended(1, 0.1, programs=2))
+    for _ in range(trial.FIRST + TRIAL + 2 * trial.ROW):
         call(tried, programs=1)
-    assert all_threads.played == 50 and all(not taken for taken in tried.times.values())
-    for _ in range(2 * trial.TRIES):
+    assert tried.best.slots == 4 and not tried.times and tried.left == trial.KEPT
+    for _ in range(trial.KEPT + TRIAL):
         call(tried, programs=2)
-    assert tried.left == trial.KEPT
-
-
-def test_a_forward_whose_backward_never_ran_is_in_nobody_s_time():
-    tried = Trial(Pretended(4, 0.1, programs=2), lambda: Pretended(1, 5, programs=2))
-    for _ in range(trial.FIRST):
-        call(tried, programs=2)
-    for _ in range(20):
-        call(tried, programs=1)
-    for _ in range(2 * trial.TRIES):
-        call(tried, programs=2)
-    assert tried.left == trial.KEPT and tried.best.slots == 4
+    assert tried.best.slots == 1 and not tried.times
 
 
 def test_many_images_are_not_tried():
