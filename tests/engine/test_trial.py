@@ -47,7 +47,7 @@ def call(tried: Trial, programs: int = 1) -> int:
 TRIAL = 4 * trial.ROW  # calls
 
 
-@pytest.mark.parametrize("alone, together, best", [(0.2, 3, 1), (3, 0.2, 4)])
+@pytest.mark.parametrize("alone, together, best", [(1, 15, 1), (15, 1, 4)])
 def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, monkeypatch):
     monkeypatch.setattr(trial, "KEPT", 6)
     all_threads, one = Pretended(4, together), Pretended(1, alone)
@@ -67,17 +67,17 @@ def test_the_first_call_of_a_row_is_not_counted():
 
     class Woken(Pretended):
         def play(self, arena, program):
-            self.milliseconds = 8 if self.played in (trial.FIRST, trial.FIRST + trial.ROW) else 0.2
+            self.milliseconds = 40 if self.played in (trial.FIRST, trial.FIRST + trial.ROW) else 1
             super().play(arena, program)
 
-    tried = Trial(Woken(4, 0.2), lambda: Pretended(1, 1))
+    tried = Trial(Woken(4, 1), lambda: Pretended(1, 10))
     for _ in range(trial.FIRST + TRIAL):
         call(tried)
     assert tried.best.slots == 4
 
 
 def test_the_memory_of_the_slower_one_is_let_go():
-    tried = Trial(Pretended(4, 0.1), lambda: Pretended(1, 2))
+    tried = Trial(Pretended(4, 1), lambda: Pretended(1, 10))
     for _ in range(trial.FIRST + TRIAL + 1):
         call(tried)
     assert {network.slots: len(arenas) for network, arenas in tried.free.items()} == {4: 1, 1: 0}
@@ -85,7 +85,7 @@ def test_the_memory_of_the_slower_one_is_let_go():
 
 def test_forward_alone_says_nothing_of_forward_and_backward():
     """Where nobody asks for backward, all threads go on; a call counts when its backward has run."""
-    tried = Trial(Pretended(4, 1, programs=2), lambda: Pretended(1, 0.1, programs=2))
+    tried = Trial(Pretended(4, 10, programs=2), lambda: Pretended(1, 1, programs=2))
     for _ in range(trial.FIRST + TRIAL + 2 * trial.ROW):
         call(tried, programs=1)
     assert tried.best.slots == 4 and not tried.times and tried.left == trial.KEPT
