@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, FILL, PACK, PLANES, POOL, SPREAD, TURN
 from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
-from tinynet.kernels.cpu.tiles_kernels import changed, copy, inside, place, transpose
+from tinynet.kernels.cpu.tiles_kernels import changes, copy, inside, place, transpose
 
 # --- into the program's memory, and out of it -----------------------------------------------------------------
 
@@ -80,14 +78,14 @@ def pack(T):
     seen: a copy of the weights as they were last packed, of which y is made: nothing is done if they are the same; or 0. Then
     outer is 1, and the same rows of the inner matrices lie side by side.
     """
-    BITS = np.int32 if T is np.float32 else np.int64
+    changed = changes(T)
 
     def kernel(row, image, slot, chunk, share, shares):
         inner, rows, columns, seen = get(row, PACK.inner), get(row, PACK.rows), get(row, PACK.columns), get(row, PACK.seen)
         w, y = pointer(get(row, PACK.w), T), pointer(get(row, PACK.y), T)
         count = get(row, PACK.outer) * inner
         begin, end = count * share // shares, count * (share + 1) // shares
-        if seen != 0 and not changed(pointer(get(row, PACK.w), BITS), pointer(seen, BITS), begin * columns, rows, get(row, PACK.w_row), (end - begin) * columns):
+        if seen != 0 and not changed(get(row, PACK.w), seen, begin * columns, rows, get(row, PACK.w_row), (end - begin) * columns):
             return
         for n in range(begin, end):
             o, i = n // inner, n % inner

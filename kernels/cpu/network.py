@@ -86,15 +86,15 @@ class Network(Convolutions, Layers):
     def _update(self) -> None:
         self.updates: list[Step] = []
         self.hyper = self.memory(Memory(len(self.graph.updates) * HYPER * 8 // self.item, "numbers of the optimiser"))
-        for i, (v, kind) in enumerate(self.graph.updates.items()):
+        for v, kind in self.graph.updates.items():
             if v not in self.weight_gradients:
                 continue
             gradient, count = self.weight_gradients[v], prod(self.graph.shapes[v])
 
-            def build(v=v, kind=kind, gradient=gradient, count=count, i=i):
+            def build(v=v, kind=kind, gradient=gradient, count=count):
                 numbers = dict(
                     count=count, w=At(Outside(v), alone=True), g=At(gradient, alone=True), first=At(Outside(("first", v)), alone=True), second=At(Outside(("second", v)), alone=True),
-                    hyper=At(self.hyper, i * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True),
+                    hyper=self.hyper_of(v), fault=At(self.fault, alone=True),
                 )  # fmt: skip
                 return [(self.kernel(getattr(layers, kind)), layers.UPDATE, numbers)]
 

@@ -161,6 +161,10 @@ class Layers(Planner):
             if isinstance(m, Buffer):
                 m.kept = True
 
+    def hyper_of(self, parameter: int) -> At:
+        """Where the optimiser's numbers for a parameter lie. (They get their memory behind all layers, so this is asked late.)"""
+        return At(self.hyper, list(self.graph.updates).index(parameter) * HYPER * 8 // self.item, alone=True)
+
     def linear_back(self, unit: Unit) -> None:
         k, t = self.graph.shapes[unit.weight]
         (x, _), dy = self.row(unit.x), self.gradients[unit.output]
@@ -178,11 +182,10 @@ class Layers(Planner):
         joint = tiles.best_dense_back(n, t, self.T) if once and sgd and self.needs.get(unit.x) else None
         if sgd:
             self.stepped[unit.weight] = (x, dy, n, k, t)
-            step = dict(hyper=lambda: At(self.hyper, list(self.graph.updates).index(unit.weight) * HYPER * 8 // self.item, alone=True), fault=At(self.fault, alone=True))
         if self.needs.get(unit.weight) and not joint:
             numbers = dict(a=At(dy), a_row=1, a_term=lambda: self.step_of(dy), b=At(x), b_term=lambda: self.step_of(x), c_row=t)
             if sgd:
-                numbers.update(c=At(Outside(unit.weight)), **step)
+                numbers.update(c=At(Outside(unit.weight)), hyper=lambda: self.hyper_of(unit.weight), fault=At(self.fault, alone=True))
                 self._product(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights and step of SGD", packed=True)
             else:
                 gradient = self.weight_gradient(unit.weight)
@@ -193,7 +196,7 @@ class Layers(Planner):
             if once:
                 self._keep(dx)
             if joint:
-                self._back_and_step(unit, *joint, x, dy, dx, mask, step)
+                self._back_and_step(unit, *joint, x, dy, dx, mask)
                 join()
                 return
             numbers = dict(a=At(dy), a_row=lambda: self.step_of(dy), a_term=1, b=At(Outside(unit.weight)), b_term=t, c=At(dx), c_row=lambda: self.step_of(dx))
@@ -203,7 +206,7 @@ class Layers(Planner):
             self._product(rows, t, k, numbers, None, [dy, dx, mask], once, "gradient of the rows")
             join()
 
-    def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy: Buffer, dx: Buffer, mask: Buffer | None, step: dict) -> None:
+    def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy: Buffer, dx: Buffer, mask: Buffer | None) -> None:
         """The gradient of the rows, and the step of the weights that makes it, in one pass over these."""
         k, t = self.graph.shapes[unit.weight]
         if mask is not None:
@@ -212,7 +215,7 @@ class Layers(Planner):
         def build():
             numbers = dict(
                 rows=self.images, columns=t, terms=k, **blocks, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
-                x=At(x, alone=True), x_row=self.step_of(x), dx=At(dx, alone=True), dx_row=self.step_of(dx), hyper=step["hyper"](), fault=step["fault"],
+                x=At(x, alone=True), x_row=self.step_of(x), dx=At(dx, alone=True), dx_row=self.step_of(dx), hyper=self.hyper_of(unit.weight), fault=At(self.fault, alone=True),
             )  # fmt: skip
             if mask is not None:
                 numbers.update(mask=At(mask, alone=True), mask_row=self.step_of(mask))

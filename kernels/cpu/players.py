@@ -84,7 +84,7 @@ def _call(typing, row, image, slot, chunk, share, shares):
 
 @intrinsic
 def pause(typing):
-    """Some ten nanoseconds of nothing: two processors may be one core's two threads, where a loop that only looks takes half of the
+    """A moment of nothing: two processors may be one core's two threads, where a loop that only looks takes half of the
     core from the one who works."""
 
     def generate(context, builder, signature, arguments):

@@ -27,7 +27,7 @@ import numpy as np
 from tinynet.kernels.cpu.objects import numba_setting
 from tinynet.kernels.cpu.rows import ASLEEP
 
-PATIENCE = 15_000  # looks at the board, of some ten nanoseconds each, before a worker sleeps: longer, and it stands in the way of other libraries' threads
+PATIENCE = 15_000  # looks at the board before a worker sleeps: longer, and it stands in the way of other libraries' threads
 
 _MOST = 256
 

@@ -158,7 +158,7 @@ LONG_RUN, MOST_LISTED = 32, 512
 
 def listed(taps: int, terms: int) -> int:
     """1 if `conv` lists the terms of a sum over so many taps before it begins, 0 if it goes from tap to tap. A loop over a tap's few
-    terms is over before it has paid for its start: 27 terms of three channels, in one loop, are summed in 0.6 of the time (Zen 3).
+    terms is over before it has paid for its start.
     A list must be short enough for the first cache.
     """
     return int(taps > 1 and terms < LONG_RUN and taps * terms <= MOST_LISTED)
@@ -291,8 +291,7 @@ IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 
 def best_dense_back(rows: int, columns: int, dtype) -> tuple[tuple[int, int, int], dict] | None:
     """(tile, blocks) of `dense_back`; None where two products are as good: few rows only wait for memory, which has more to do for
-    reading and writing at once; many don't wait for it; or no tile divides the columns. (Network `tensorflow`, a whole step, Zen 4: 16 images
-    5.4 -> 4.7 ms, 32 images 8.6 -> 7.6, 8 and 64 the same.)"""
+    reading and writing at once; many don't wait for it; or no tile divides the columns."""
     w = max(TARGET.lanes(dtype), LEAST_LANES)
     v = next((v for v in (2, 1) if columns % (v * w) == 0), 0)
     if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:

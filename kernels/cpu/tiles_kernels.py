@@ -184,19 +184,24 @@ def places(T):
 # --- weights: into the order in which a tile reads them, and back ------------------------------------------------
 
 
-@inline
-def changed(w, seen, at, runs, step, length):
-    """Whether runs of numbers differ in any bit from what was seen of them; then they are seen now. w, seen: as ints."""
-    differs = 0
-    for r in range(runs):
-        for i in range(at + r * step, at + r * step + length):
-            differs |= get(w, i) ^ get(seen, i)
-    if differs == 0:
-        return False
-    for r in range(runs):
-        for i in range(at + r * step, at + r * step + length):
-            put(seen, i, get(w, i))
-    return True
+def changes(T):
+    """changed(w, seen, ...): whether runs of numbers at the address w differ in any bit from what was seen of them; then they are seen now."""
+    BITS = np.int32 if T is np.float32 else np.int64
+
+    @inline
+    def changed(w, seen, at, runs, step, length):
+        now, before, differs = pointer(w, BITS), pointer(seen, BITS), 0
+        for r in range(runs):
+            for i in range(at + r * step, at + r * step + length):
+                differs |= get(now, i) ^ get(before, i)
+        if differs == 0:
+            return False
+        for r in range(runs):
+            for i in range(at + r * step, at + r * step + length):
+                put(before, i, get(now, i))
+        return True
+
+    return changed
 
 
 def lay(T):

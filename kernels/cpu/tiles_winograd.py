@@ -52,7 +52,6 @@ A = {
 
 CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: a part of the second cache, which weights need too
 
-
 FEW = 4  # terms whose weights may stay in registers
 
 

@@ -17,7 +17,9 @@ from time import perf_counter
 from tinynet.kernels.cpu.memory import Arena
 from tinynet.kernels.cpu.network import Network
 
-FIRST, ROW, KEPT, MOST = 1, 5, 40, 10_000  # calls before the first trial; in a row each way, twice; for which its outcome holds: 4 times as many after each trial, up to MOST
+FIRST = 1  # calls before the first trial
+RUN = 5  # calls in a row, of one way and of the other, twice
+KEPT, MOST = 40, 10_000  # calls for which the first outcome holds; 4 times as many after each trial, up to MOST
 
 
 class Trial:
@@ -59,7 +61,7 @@ class Trial:
                 self.free[self.alone()] = []
             if not self.times:
                 self.times = {network: [] for network in self.free}
-                self.turns, self.patience = [network for network in (*self.free, *self.free) for _ in range(ROW)], 2 * ROW
+                self.turns, self.patience = [network for network in (*self.free, *self.free) for _ in range(RUN)], 2 * RUN
             if self.turns:
                 return self.turns.pop(0)
             self.patience -= 1  # calls are under way in other threads, or nobody asks for their backward
@@ -83,9 +85,9 @@ class Trial:
             times = self.times
             if times:
                 times[arena.network].append(arena.seconds)
-            if self.turns or not times or any(len(taken) < 2 * ROW for taken in times.values()):
+            if self.turns or not times or any(len(taken) < 2 * RUN for taken in times.values()):
                 return
-            rested = {network: [t for i, t in enumerate(taken) if i % ROW] for network, taken in times.items()}  # without the first of a row
+            rested = {network: [t for i, t in enumerate(taken) if i % RUN] for network, taken in times.items()}  # without the first of a row
             self.best = min(times, key=lambda network: median(rested[network]))
             self._settle()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
-from tinynet.kernels.cpu.tiles_kernels import changed, copy, place, transpose, zero
+from tinynet.kernels.cpu.tiles_kernels import changes, copy, place, transpose, zero
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, A, B, G
 
 
@@ -28,7 +26,7 @@ def weights_in(M, W, T):
     Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
     backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot. seen: as for layers.pack, but only forward.
     """
-    MATRICES, BITS = (M + 2) ** 2, np.int32 if T is np.float32 else np.int64
+    MATRICES, changed = (M + 2) ** 2, changes(T)
 
     def kernel(row, image, slot, chunk, share, shares):
         terms, count, lanes = get(row, WEIGHTS.terms), get(row, WEIGHTS.count), get(row, WEIGHTS.lanes)
@@ -36,7 +34,7 @@ def weights_in(M, W, T):
         u, pitch, taps = pointer(get(row, WEIGHTS.u), T), get(row, WEIGHTS.u_pitch), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
         first, step = (8 * W, -W) if get(row, WEIGHTS.flip) != 0 else (0, W)
         begin, end, seen = terms * share // shares, terms * (share + 1) // shares, get(row, WEIGHTS.seen)
-        if seen != 0 and not changed(pointer(get(row, WEIGHTS.w), BITS), pointer(seen, BITS), begin * w_term, count, w_lane, (end - begin) * 9):
+        if seen != 0 and not changed(get(row, WEIGHTS.w), seen, begin * w_term, count, w_lane, (end - begin) * 9):
             return
         for term in range(begin, end):
             for o in range(0, lanes, W):

@@ -26,7 +26,7 @@ class Layer:
         self.dx = np.full((rows, columns + 1), 7, dtype)
 
     def play(self, shares: int = 1, rate: float = 0.5, decay: float = 0.0, masked: bool = False, fault: int = 0):
-        """What w was, after it was played."""
+        """Plays it; what w was before."""
         before, hyper, faulty, item = self.w.copy(), np.array([rate, decay]), np.array([fault]), self.w.itemsize
         tile, blocks = tiles.best_dense_back(self.rows, self.columns, self.w.dtype.type)
         numbers = dict(

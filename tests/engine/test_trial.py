@@ -44,7 +44,7 @@ def call(tried: Trial, programs: int = 1) -> int:
     return arena.network.slots
 
 
-TRIAL = 4 * trial.ROW  # calls
+TRIAL = 4 * trial.RUN  # calls
 
 
 @pytest.mark.parametrize("alone, together, best", [(1, 15, 1), (15, 1, 4)])
@@ -53,7 +53,7 @@ def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, m
     all_threads, one = Pretended(4, together), Pretended(1, alone)
     tried = Trial(all_threads, lambda: one)
     assert [call(tried) for _ in range(trial.FIRST)] == [4] * trial.FIRST
-    assert [call(tried) for _ in range(TRIAL)] == 2 * ([4] * trial.ROW + [1] * trial.ROW), "a few in a row"
+    assert [call(tried) for _ in range(TRIAL)] == 2 * ([4] * trial.RUN + [1] * trial.RUN), "a few in a row"
     assert [call(tried) for _ in range(6)] == [best] * 6
     assert tried.explain() == f"phases\ntried on 4 and on 1 threads: {best} {'was' if best == 1 else 'were'} faster"
     all_threads.milliseconds, one.milliseconds = one.milliseconds, all_threads.milliseconds
@@ -67,7 +67,7 @@ def test_the_first_call_of_a_row_is_not_counted():
 
     class Woken(Pretended):
         def play(self, arena, program):
-            self.milliseconds = 40 if self.played in (trial.FIRST, trial.FIRST + trial.ROW) else 1
+            self.milliseconds = 40 if self.played in (trial.FIRST, trial.FIRST + trial.RUN) else 1
             super().play(arena, program)
 
     tried = Trial(Woken(4, 1), lambda: Pretended(1, 10))
@@ -86,7 +86,7 @@ def test_the_memory_of_the_slower_one_is_let_go():
 def test_forward_alone_says_nothing_of_forward_and_backward():
     """Where nobody asks for backward, all threads go on; a call counts when its backward has run."""
     tried = Trial(Pretended(4, 10, programs=2), lambda: Pretended(1, 1, programs=2))
-    for _ in range(trial.FIRST + TRIAL + 2 * trial.ROW):
+    for _ in range(trial.FIRST + TRIAL + 2 * trial.RUN):
         call(tried, programs=1)
     assert tried.best.slots == 4 and not tried.times and tried.left == trial.KEPT
     for _ in range(trial.KEPT + TRIAL):
