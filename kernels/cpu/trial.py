@@ -87,8 +87,7 @@ class Trial:
                 times[arena.network].append(arena.seconds)
             if self.turns or not times or any(len(taken) < 2 * RUN for taken in times.values()):
                 return
-            rested = {network: [t for i, t in enumerate(taken) if i % RUN] for network, taken in times.items()}  # without the first of a row
-            self.best = min(times, key=lambda network: median(rested[network]))
+            self.best = min(times, key=lambda network: median(times[network]))  # so the first of a row, for which a thread is woken, doesn't count
             self._settle()
 
     def _settle(self) -> None:

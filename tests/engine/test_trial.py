@@ -62,15 +62,18 @@ def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, m
     assert [call(tried) for _ in range(24)] == [5 - best] * 24 and tried.left == 0, "the machine had changed; and now four times as long"
 
 
-def test_the_first_call_of_a_row_is_not_counted():
-    """A thread that had nothing to do in the calls before must be woken."""
+def test_that_a_thread_was_asleep_does_not_decide():
+    """It sleeps while the other way is played, so the first call after that is slow: not every call may be one."""
+    last = []
 
-    class Woken(Pretended):
+    class Sleepy(Pretended):
         def play(self, arena, program):
-            self.milliseconds = 40 if self.played in (trial.FIRST, trial.FIRST + trial.RUN) else 1
+            if self.slots == 4:
+                self.milliseconds = 1 if last == [4] else 30
+            last[:] = [self.slots]
             super().play(arena, program)
 
-    tried = Trial(Woken(4, 1), lambda: Pretended(1, 10))
+    tried = Trial(Sleepy(4, 1), lambda: Sleepy(1, 10))
     for _ in range(trial.FIRST + TRIAL):
         call(tried)
     assert tried.best.slots == 4
