@@ -61,7 +61,7 @@ MAY_IMPORT = {
     "tinynet.split": ["tinynet.trace", "tinynet.fused", "tinynet.op", "tinynet.tensor", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.returned": ["tinynet.trace", "tinynet.tensor"],
     "tinynet.runs": ["tinynet.split", "tinynet.deferred", "tinynet.dispatch", "tinynet.geometry", "tinynet.inputs", "tinynet.mode", "tinynet.op", "tinynet.tape", "tinynet.tensor", "tinynet.kernels.contract"],
-    "tinynet.captured": ["tinynet.returned", "tinynet.runs", "tinynet.split", "tinynet.trace", "tinynet.inputs", "tinynet.optim", "tinynet.tensor", "tinynet.devices", "tinynet.guard", "tinynet.kernels.gpu_arrays"],
+    "tinynet.captured": ["tinynet.returned", "tinynet.runs", "tinynet.split", "tinynet.trace", "tinynet.inputs", "tinynet.optim", "tinynet.tensor", "tinynet.devices", "tinynet.guard", "tinynet.kernels.gpu_arrays", "tinynet.kernels.cuda"],
     "tinynet.plan": ["tinynet.captured", "tinynet.returned", "tinynet.mode", "tinynet.trace", "tinynet.split", "tinynet.fused", "tinynet.nn", "tinynet.tensor", "tinynet.dispatch", "tinynet.kernels.graph"],
     "tinynet.oracle": ["tinynet.kernels.reference", "tinynet.kernels.contract", "tinynet.geometry", "tinynet.tensor"],
     "tinynet.explain": ["tinynet.dispatch", "tinynet.kernels.contract", "tinynet.kernels.cuda"],

@@ -1,17 +1,19 @@
 """Compiled functions on a GPU: the ops of one call as one CUDA graph, which a later call launches as a whole.
 
     fill    what the call was given is copied into buffers of the graph's own
-    launch  forward, backward and SGD's update run; parameters and the optimiser's state change where they are
+    write   the optimiser's numbers (lr, 1 - b2^t, ...) of this step go where the graph's kernels read them
+    launch  forward, backward and the optimiser's update run; parameters and the optimiser's state change where they are
     copy    what the function returns is copied out; gradients stay in the graph's memory, until the next call
 
-Nothing here waits for the GPU. A graph remembers addresses and numbers: where a parameter, an option or the optimiser's state
-is another one, it is captured anew. What can't be captured is played op by op, from the same buffers, and so is everything on
+Nothing here waits for the GPU. A graph remembers addresses: where a parameter or the optimiser's state is another array, it is
+captured anew. What can't be captured is played op by op, from the same buffers, and so is everything on
 `cuda-emulator`, which has no graphs.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from tinynet import guard
 from tinynet.devices import here, moved
 from tinynet.inputs import tensor
 from tinynet.kernels.gpu_arrays import Graph
-from tinynet.optim import SGD
+from tinynet.optim import SGD, Adam, AdamW
 from tinynet.returned import NoPlan, Returned
 from tinynet.runs import ConvPool, fused
 from tinynet.split import Single
@@ -44,10 +46,11 @@ class Captured:
         self.known = [(t, t.data, t._requires_grad) for t in trace.outside.values() if isinstance(t, Tensor)]
         trained = {id(t): t for t in (*(t for t, _, needs in self.known if needs), *(self.optimizer.parameters if self.optimizer else ()))}
         self.trained = list(trained.values()) if self.root is not None else []
-        self.steps = type(self.optimizer) is SGD  # inside: other optimisers' numbers change with every step
+        self.steps = type(self.optimizer) in (SGD, Adam, AdamW)  # inside: of others nobody knows what they do besides launching kernels
         self.buffers: list[Tensor] = []
         self.outputs: dict = {}
         self.gradients: list = []
+        self.live: dict = {}  # the optimiser's numbers in the GPU's memory -> the places of the parameters that they are for
         self.graph: Graph | None = None
         self.reason = ""  # why there is no graph
         self.playing = threading.Lock()
@@ -83,8 +86,8 @@ class Captured:
         for buffer, leaf in zip(self.buffers, leaves):
             buffer.data[...] = moved(leaf.data if isinstance(leaf, Tensor) else leaf, self.device)
 
-    def _play(self) -> None:
-        """Everything, op by op."""
+    def _play(self, step: Callable[[], None] | None = None) -> None:
+        """Everything, op by op. step: how the optimiser steps, if not as always."""
         values = dict(enumerate(self.buffers))
         for t in self.zeroed:
             t._grad = None
@@ -93,20 +96,17 @@ class Captured:
         if self.root is not None:
             values[self.root].backward()
         if self.steps:
-            self.optimizer.step()
+            (step or self.optimizer.step)()
         self.outputs = {v: values[v].data for v in self.returned.results}
 
     def _capture(self, xp) -> None:
         """Makes the graph, and launches it. While it is made nothing is computed, but Python's side of the step is done."""
         self.graph = None
-        if self.steps:  # state that a graph made would be made again by every launch
-            used = {id(t) for t, _, _ in self.known}
-            for place, t in enumerate(self.optimizer.parameters):
-                if id(t) in used:
-                    self.optimizer.state_of(place)
+        if self.steps:
+            self._prepare_steps()
         gradients, states = [(t, t._grad) for t in self.trained], [dict(state) for state in self.optimizer.state] if self.steps else []
         try:
-            self.graph = Graph(xp, self._play)
+            self.graph = Graph(xp, lambda: self._play(self._step_live))
         except Exception as error:  # whatever CUDA or CuPy refuses: the same ops run by themselves, and say so if they are wrong
             self.reason = f"{type(error).__name__}: {error}"
             for t, gradient in gradients:
@@ -115,29 +115,52 @@ class Captured:
                 state.update(before)
             self._play()
             return
-        self.gradients = [(t, t._grad) for t in self.trained]
-        self.numbers, self.kept = self._baked()
+        self.gradients, self.kept = [(t, t._grad) for t in self.trained], self._state()
+        self._write_numbers()
         self.graph.launch()
+
+    def _prepare_steps(self) -> None:
+        """What steps need before a graph is made, which would make it again in every launch: the optimiser's state, and memory for
+        its numbers, the same for parameters that have made equally many steps."""
+        from tinynet.kernels.cuda.optimizers import Live
+
+        used, shared = {id(t) for t, _, _ in self.known}, {}
+        for place, t in enumerate(self.optimizer.parameters):
+            if id(t) in used:
+                shared.setdefault((t.dtype, self.optimizer.state_of(place)["t"]), []).append(place)
+        self.live = {Live(self.optimizer.parameters[places[0]].data): places for places in shared.values()}
+
+    def _step_live(self) -> None:
+        for live, places in self.live.items():
+            with live:
+                for place in places:
+                    self.optimizer.step_of(place)
+
+    def _write_numbers(self) -> None:
+        for live, places in self.live.items():
+            live.write(self.optimizer.numbers(self.optimizer.state[places[0]]["t"]))
 
     def _launch(self) -> None:
         for t, gradient in self.gradients:
             t._grad = gradient
-        self.graph.launch()
         if self.steps:
             stepped = [(t, state) for t, state in zip(self.optimizer.parameters, self.optimizer.state) if t._grad is not None]
             for _, state in stepped:
                 state["t"] += 1
+            self._write_numbers()
             guard.edited(t for t, _ in stepped)
+        self.graph.launch()
 
-    def _baked(self) -> tuple:
-        """What a graph has in it of the optimiser: its numbers, and the arrays of its state."""
+    def _state(self) -> tuple:
+        """What a graph has in it of the optimiser: the names of what it keeps, and the arrays."""
         if not self.steps:
             return (), []
-        return self.optimizer.numbers(0), [array for state in self.optimizer.state for name, array in state.items() if name != "t"]
+        return self.optimizer.arrays, [array for state in self.optimizer.state for name, array in state.items() if name != "t"]
 
     def _is_current(self) -> bool:
-        numbers, kept = self._baked()
-        return numbers == self.numbers and len(kept) == len(self.kept) and all(a is b for a, b in zip(kept, self.kept))
+        (names, arrays), (were, kept) = self._state(), self.kept
+        alike = all(len({self.optimizer.state[place].get("t") for place in places}) == 1 for places in self.live.values())
+        return alike and names == were and len(arrays) == len(kept) and all(a is b for a, b in zip(arrays, kept))
 
     # --- looking inside -------------------------------------------------------------------------------------------
 
@@ -147,7 +170,7 @@ class Captured:
         lines = [f"{self.ops} ops{rest}, played on {self.device} {how}"]
         lines += [f"{' + '.join(single.op.name for single in run.calls)} are one kernel" for run in self.calls if isinstance(run, ConvPool)]
         if self.optimizer is not None and not self.steps:
-            lines.append(f"{type(self.optimizer).__name__} steps by itself, since its numbers change with every step, and a graph's never do")
+            lines.append(f"{type(self.optimizer).__name__} steps by itself: a graph would repeat what it launched once, and nobody knows what else it does")
         return "\n".join(lines)
 
     def profile(self, leaves: list, rounds: int):

@@ -50,22 +50,24 @@ class Optimizer:
         if trace is not None and trace.step(self):
             return
         with traced_by(None):
-            self._step()
+            for place in range(len(self.parameters)):
+                self.step_of(place)
 
-    def _step(self) -> None:
-        for place, parameter in enumerate(self.parameters):
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
-                raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {gradient.dtype} of shape {gradient.shape}")
-            with here(parameter.device), guard.writable(parameter) as w:
-                k, state = kernels(parameter.device), self.state_of(place)
-                state["t"] += 1
-                whole = w if w.flags.c_contiguous else w.copy()
-                self.update(k, state["t"], whole, gradient, *[state[name] for name in self.arrays])
-                if whole is not w:
-                    w[...] = whole
+    def step_of(self, place: int) -> None:
+        """Updates the parameter at this place, if it has a gradient."""
+        parameter = self.parameters[place]
+        gradient = parameter.grad
+        if gradient is None:
+            return
+        if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
+            raise ValueError(f"{type(self).__name__}: a gradient must be {parameter.dtype} of shape {parameter.shape}, as its parameter is; got {gradient.dtype} of shape {gradient.shape}")
+        with here(parameter.device), guard.writable(parameter) as w:
+            k, state = kernels(parameter.device), self.state_of(place)
+            state["t"] += 1
+            whole = w if w.flags.c_contiguous else w.copy()
+            self.update(k, state["t"], whole, gradient, *[state[name] for name in self.arrays])
+            if whole is not w:
+                w[...] = whole
 
     def state_of(self, place: int) -> dict:
         """What is kept for the parameter at this place; zeros before its first step."""
@@ -101,7 +103,7 @@ class SGD(Optimizer):
         k.sgd_step(w, g, v, lr=self.lr, **options, out=w if v is None else (w, v))
 
     def numbers(self, t):
-        """What the fused kernel (kernels/cpu/loss_kernels.py, sgd) reads at step t."""
+        """What kernels in a compiled program read at step t (kernels/cpu/loss_kernels.py, sgd; kernels/cuda/optimizers.cu)."""
         return self.lr, self.weight_decay, self.momentum, self.nesterov
 
 
@@ -123,7 +125,7 @@ class Adam(Optimizer):
         k.adam_step(w, g, m, s, t=t, lr=self.lr, **options, out=(w, m, s))
 
     def numbers(self, t):
-        """What the fused kernel (kernels/cpu/loss_kernels.py, adam) reads at step t."""
+        """What kernels in a compiled program read at step t (kernels/cpu/loss_kernels.py, adam; kernels/cuda/optimizers.cu)."""
         b1, b2 = self.betas
         decay, keeps = (0.0, 1 - self.lr * self.weight_decay) if self.decoupled else (self.weight_decay, 1.0)
         return self.lr / (1 - b1**t), 1 - b2**t, b1, b2, self.eps, decay, keeps, 1 - b1, 1 - b2

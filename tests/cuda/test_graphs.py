@@ -10,6 +10,7 @@ import tinynet
 from tinynet import functional as F
 from tinynet import nn, optim
 from tinynet.kernels.cuda.emulator import build
+from tinynet.kernels.gpu_arrays import Graph
 from tinynet.op import OPS
 
 pytestmark = pytest.mark.skipif(build.reason() is not None, reason=f"no emulator here: {build.reason()}")
@@ -94,13 +95,49 @@ def test_results_are_the_callers_own_and_batches_may_be_arrays_of_the_host(devic
     assert double.explain().endswith("graph" if device != "cuda-emulator" else "graphs")
 
 
-def test_what_changes_between_calls_is_seen(device, gpus):
-    """A learning rate, the optimiser's state, weights edited in place and replaced."""
-    compiled, plain = Step(device), Step(device, compiled=False)
-    for number, (x, y) in enumerate(batches(device, 8)):
+OPTIMIZERS = {
+    "SGD": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "Adam": lambda p: optim.Adam(p, lr=0.01),
+    "AdamW": lambda p: optim.AdamW(p, lr=0.01),
+}
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list:
+    """Grows by one with every graph that is made."""
+    made = []
+    monkeypatch.setattr("tinynet.captured.Graph", lambda *arguments: made.append(None) or Graph(*arguments))
+    return made
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_numbers_of_an_optimiser_change_from_step_to_step_within_one_graph(optimizer, device, captures):
+    """Adam's with every step by themselves; and whatever the user sets, a schedule of learning rates say."""
+    compiled, plain = Step(device, OPTIMIZERS[optimizer]), Step(device, OPTIMIZERS[optimizer], compiled=False)
+    for number, (x, y) in enumerate(batches(device, 6)):
+        for step in (compiled, plain):
+            step.optimizer.lr = 0.1 / (number + 1)
+            step.optimizer.weight_decay = 0.01 * number
+            if number > 3 and "Adam" in optimizer:
+                step.optimizer.betas, step.optimizer.eps = (0.8, 0.99), 1e-6
+            if number > 3 and optimizer == "momentum":
+                step.optimizer.momentum, step.optimizer.nesterov = 0.5, False
+        assert compiled.step(x, y).numpy() == plain.step(x, y).numpy(), number
+        for a, b in zip(compiled.weights(), plain.weights()):
+            np.testing.assert_array_equal(a, b)
+    assert compiled.ran == 1 and len(captures) == (0 if device == "cuda-emulator" else 1)
+    assert [s["t"] for s in compiled.optimizer.state] == [6] * 4
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_else_changes_between_calls_is_seen(optimizer, device, gpus, captures):
+    """The optimiser's state, in whole or how many steps one parameter has made; weights edited in place and replaced."""
+    compiled, plain = Step(device, OPTIMIZERS[optimizer]), Step(device, OPTIMIZERS[optimizer], compiled=False)
+    for number, (x, y) in enumerate(batches(device, 9)):
         for step in (compiled, plain):
             if number == 2:
-                step.optimizer.lr = 0.01
+                step.optimizer.state[1]["t"] = 7
             if number == 3:
                 step.model.load_state_dict({name: value * 0.5 for name, value in step.model.state_dict().items()})
             if number == 4:
@@ -108,20 +145,27 @@ def test_what_changes_between_calls_is_seen(device, gpus):
             if number == 6:
                 weight = next(step.model.parameters())
                 weight.data = weight.data.copy() if device == "cuda-emulator" else gpus.ndarray(weight.data.values.copy(), weight.data.number)
+            if number == 8 and optimizer == "momentum":
+                step.optimizer.momentum, step.optimizer.nesterov = 0.0, False
         got, want = compiled.step(x, y), plain.step(x, y)
         assert got.numpy() == want.numpy(), number
     for a, b in zip(compiled.weights(), plain.weights()):
         np.testing.assert_array_equal(a, b)
+    assert compiled.ran == 2, "a weight that is another array is another function"
+    assert len(captures) < 7, "not every change makes a graph anew"
 
 
-def test_adam_steps_by_itself(device, gpus):
-    make = lambda p: optim.Adam(p, lr=0.01)  # noqa: E731
-    compiled, plain = Step(device, make), Step(device, make, compiled=False)
+def test_an_optimiser_of_ones_own_steps_by_itself(device, gpus):
+    class Halving(optim.SGD):
+        def update(self, k, t, w, g):
+            w -= g * 0.5**t
+
+    compiled, plain = Step(device, Halving), Step(device, Halving, compiled=False)
     for x, y in batches(device):
         assert compiled.step(x, y).numpy() == plain.step(x, y).numpy()
     for a, b in zip(compiled.weights(), plain.weights()):
         np.testing.assert_array_equal(a, b)
-    assert compiled.ran == 1 and "Adam steps by itself, since its numbers change with every step" in compiled.step.explain()
+    assert compiled.ran == 1 and "Halving steps by itself" in compiled.step.explain()
 
 
 def test_gradients_that_are_there_are_added_to(device):
