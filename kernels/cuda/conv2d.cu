@@ -10,6 +10,11 @@
 //              into registers while these are multiplied (two panels of shared memory, one barrier a step), four at a time
 //              where they lie side by side. A block is 32 or 64 channels x 128 places.
 //
+// dw of few channels, a depthwise one above all, is a sum of another shape: a handful of outputs of very many terms each. There
+//
+//   terms      threads are terms: a block has nine outputs, which share what is read of the "weights" (dy), and its threads
+//              go through the terms side by side. What they found is added up by shuffles and in shared memory.
+//
 // Pooled, both ends of the story do what often follows too: bias, ReLU and the largest of 2 x 2 windows (conv2d_pool.py). The four
 // places of a window are then one thread's, four in a row, so that one number of four leaves its registers, and which it was.
 //
@@ -28,7 +33,7 @@
 //   NHWC  1: channels lie side by side; 0: columns do
 //   DW    1: the arrays are those of the weights' gradient
 //   WIDE  1: weights are read four at a time, in NHWC patches too
-//   POOL  1: ReLU and pooling follow
+//   POOL  1: ReLU and pooling follow; 2: they do, but the sums are parts of sums, which conv2d_pool_parts adds up before
 #include "digits.cuh"
 #include "panels.cuh"
 
@@ -204,6 +209,56 @@ extern "C" __global__ void __launch_bounds__(256) conv2d_tiles(CONVOLUTION) {
     y[blockIdx.y * y_split + part.group * y_group + at.image * y_image + out * y_out + at.row * y_row + at.column * y_column] = sum;
 }
 
+// --- terms ---------------------------------------------------------------------------------------------------------------
+
+constexpr int TAPS = 9;  // outputs of a block, for each lane if channels lie side by side: odd, so that lanes use all banks
+
+// For dw alone, so without bias. Places are the taps of one image (which is one of x's channels). A block is 32 x 8 threads. With
+// channels_last its lanes are 32 outs, and eight terms are read at a time; else it has one out, and 256 terms side by side.
+extern "C" __global__ void __launch_bounds__(256, 3) conv2d_terms(CONVOLUTION) {
+  __shared__ REAL sums[8][32 * TAPS];
+  __shared__ int2 corners[TAPS];
+  int lane = threadIdx.x, down = threadIdx.y, taps = y_rows * y_columns, chunks = (taps + TAPS - 1) / TAPS, all_outs = groups * outs;
+  int tap = blockIdx.x % chunks * TAPS, image = blockIdx.x / chunks % images, first_out = blockIdx.x / chunks / images * (channels_last ? 32 : 1);
+  if (down == 0 && lane < TAPS) {
+    int row = (tap + lane) / y_columns, column = (tap + lane) % y_columns;
+    corners[lane] = make_int2(tap + lane < taps ? row * row_stride - top : -(1 << 30), column * column_stride - left);
+  }
+  __syncthreads();
+  int out = first_out + (channels_last ? lane : 0), group = out / outs, first = blockIdx.y * split_terms;
+  int by = channels_last ? 8 : 256, last = min(first + split_terms, channels * kernel_rows * kernel_columns);
+  int n = first + (channels_last ? down : down * 32 + lane);
+  Digits at = digits(n, kernel_rows, kernel_columns), step = digits(by, kernel_rows, kernel_columns);
+  const REAL *images_of = x + group * x_group + image * x_image, *weights_of = w + group * w_group + out % outs * w_out;
+  REAL sum[TAPS] = {};
+  if (out < all_outs)
+    for (; n < last; n += by) {
+      REAL weight = weights_of[at.slow * w_channel + at.middle * w_row + at.fast * w_column];
+      const REAL* from = images_of + at.slow * x_channel;
+      int row = at.middle * row_dilation, column = at.fast * column_dilation;
+#pragma unroll
+      for (int t = 0; t < TAPS; t++) {
+        int h = corners[t].x + row, v = corners[t].y + column;
+        if (inside(h, v, rows, columns)) sum[t] += from[h * x_row + v * x_column] * weight;
+      }
+      add(at, step, kernel_rows, kernel_columns);
+    }
+#pragma unroll
+  for (int t = 0; t < TAPS; t++) {
+    if (!channels_last)
+      for (int half = 16; half; half /= 2) sum[t] += __shfl_down_sync(~0u, sum[t], half);
+    if (channels_last || lane == 0) sums[down][lane * TAPS + t] = sum[t];
+  }
+  __syncthreads();
+  for (int m = down * 32 + lane; m < (channels_last ? 32 : 1) * TAPS; m += 256) {
+    int t = tap + m % TAPS, k = first_out + m / TAPS;
+    if (t >= taps || k >= all_outs) continue;
+    REAL all = 0;
+    for (int row = 0; row < 8; row++) all += sums[row][m];
+    y[blockIdx.y * y_split + k / outs * y_group + image * y_image + k % outs * y_out + t / y_columns * y_row + t % y_columns * y_column] = all;
+  }
+}
+
 #else
 // --- registers -----------------------------------------------------------------------------------------------------------
 
@@ -362,7 +417,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVO
 
 #if POOL
   // Sixteen windows: of each half of the places one, for two times four outs.
-  y += part.group * y_group + part.out * y_out, argmax += part.group * y_group + part.out * y_out;
+  long long begin = part.group * y_group + part.out * y_out;
+  if (POOL == 1) y += begin, argmax += begin;
+  else y += blockIdx.y * y_split + begin;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int p = place + half * (PLACES / 2);
@@ -371,10 +428,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVO
     for (int four = 0; four < 8; four += 4) {
       int k = out + four / 4 * (OUTS / 2);
       if (part.out + k >= outs) break;
+      long long to = k * y_out + y_offsets[slot(p)];
+#if POOL == 2
+#pragma unroll
+      for (int m = 0; m < 4; m++) {
+        if (NHWC && by_four) {
+          *(float4*)(y + to + m * groups * outs) = make_float4(sum[four][4 * half + m], sum[four + 1][4 * half + m], sum[four + 2][4 * half + m], sum[four + 3][4 * half + m]);
+          continue;
+        }
+        if (NHWC) {
+#pragma unroll
+          for (int e = 0; e < 4; e++)
+            if (part.out + k + e < outs) y[to + m * groups * outs + e * y_out] = sum[four + e][4 * half + m];
+          continue;
+        }
+        const float* window = sum[four + m] + 4 * half;
+        if (part.out + k + m < outs) *(float4*)(y + to + m * y_out) = make_float4(window[0], window[1], window[2], window[3]);
+      }
+#else
       Winner found[4];
 #pragma unroll
       for (int e = 0; e < 4; e++) found[e] = winner_of(sum[four + e] + 4 * half, biases[k + e], corners_of_windows[p / 4], z_columns);
-      long long to = k * y_out + y_offsets[slot(p)];
       if (CHANNELS_LAST && by_four) {
         *(float4*)(y + to) = make_float4(found[0].value, found[1].value, found[2].value, found[3].value);
         *(int4*)(argmax + to) = make_int4(found[0].place, found[1].place, found[2].place, found[3].place);
@@ -383,6 +457,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVO
 #pragma unroll
       for (int e = 0; e < 4; e++)
         if (part.out + k + e < outs) y[to + e * y_out] = found[e].value, argmax[to + e * y_out] = found[e].place;
+#endif
     }
   }
 #else
@@ -409,4 +484,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, DW) conv2d_registers(CONVO
   }
 #endif
 }
+
+#if POOL == 2
+// What the windows of sums come to that were split, in the order of y. A part has four sums of each window: side by side, or, where
+// channels lie side by side, a row of channels for each of the four.
+extern "C" __global__ void __launch_bounds__(256) conv2d_pool_parts(const float* __restrict__ parts, int count, int windows, const float* __restrict__ bias, int outs,
+                                                                    int rows, int columns, int z_columns, float* __restrict__ y, int* __restrict__ argmax) {
+  int n = blockIdx.x * 256 + threadIdx.x;
+  if (n >= windows) return;
+  float sums[4] = {};
+  parts += NHWC ? n / outs * 4ll * outs + n % outs : 4ll * n;
+  for (int part = 0; part < count; part++, parts += 4ll * windows) {
+    if (NHWC) {
+#pragma unroll
+      for (int m = 0; m < 4; m++) sums[m] += parts[m * outs];
+    } else {
+      float4 four = *(const float4*)parts;
+      sums[0] += four.x, sums[1] += four.y, sums[2] += four.z, sums[3] += four.w;
+    }
+  }
+  Digits at = digits(NHWC ? n / outs : n, rows, columns);
+  Winner found = winner_of(sums, bias ? bias[(NHWC ? n : at.slow) % outs] : 0.f, 2 * at.middle * z_columns + 2 * at.fast, z_columns);
+  y[n] = found.value, argmax[n] = found.place;
+}
+#endif
 #endif

@@ -27,8 +27,11 @@ from tinynet.kernels.cuda.sums import add_parts, split_of
 
 FILE = Path(__file__).with_suffix(".cu")
 PLACES = 128  # of a block of `registers`
+DEFAULT = "registers"
 FEW = 8  # channels: with fewer, most of a block of `registers` would be empty
 LEAST_TERMS = 64  # of a sum that is split, in each part
+TAPS = 9  # outputs of a block of `terms`, as in conv2d.cu
+TERMS_OF_THREAD = 4  # at least, in `terms`
 MOST = 2**30  # places, terms: threads count them in 32 bits
 
 
@@ -46,12 +49,13 @@ class Convolution:
     channels_last: bool  # the tensors are NHWC
     bias: Any = None
     dw: bool = False
-    argmax: Any = None  # pooled: y has one place for each window of 2 x 2, and this the winners', as they are in y
-    z_columns: int = 0  # pooled: of the convolution's result
+    argmax: Any = None  # pooled: y has one place for each window of 2 x 2, and this the winners', as they are in y; None for parts of sums
+    z_columns: int = 0  # pooled: of the convolution's result; 0 if nothing follows
+    fours: Any = None  # pooled, for parts of sums: the array of which y is a quarter, the first sum of each window's four
 
     @property
     def pooled(self) -> bool:
-        return self.argmax is not None
+        return self.z_columns > 0
 
     @property
     def places(self) -> int:
@@ -125,14 +129,14 @@ def gradient_of_w(dy, x, stride, padding, dilation, groups, layout, out) -> list
 def units():
     """All that can be compiled of conv2d.cu: macros, and the threads in a block of each kernel."""
     for number in REALS.values():
-        yield {"REAL": number}, {"conv2d_direct": 256, "conv2d_pool_direct": 256, "conv2d_tiles": 256}
-    for outs, last, (dw, pool), wide in product((32, 64), (0, 1), ((0, 0), (1, 0), (0, 1)), (1, 0)):
-        yield dict(OUTS=outs, NHWC=last, DW=dw, WIDE=wide, POOL=pool), {f"conv2d_{'pool_' * pool}registers": outs * PLACES // 64}
+        yield {"REAL": number}, {"conv2d_direct": 256, "conv2d_pool_direct": 256, "conv2d_tiles": 256, "conv2d_terms": 256}
+    for outs, last, (dw, pool), wide in product((32, 64), (0, 1), ((0, 0), (1, 0), (0, 1), (0, 2)), (1, 0)):
+        yield dict(OUTS=outs, NHWC=last, DW=dw, WIDE=wide, POOL=pool), {f"conv2d_{'pool_' * (pool > 0)}registers": outs * PLACES // 64, **({"conv2d_pool_parts": 256} if pool == 2 else {})}
 
 
 def occupancy_rows() -> list[tuple[str, str, dict, int]]:
     """What docs/cuda.md shows of them: title, kernel, macros, threads in a block."""
-    simple = [(f"conv2d {kernel}, float", f"conv2d_{kernel}", {"REAL": "float"}, 256) for kernel in ("direct", "tiles")]
+    simple = [(f"conv2d {kernel}, float", f"conv2d_{kernel}", {"REAL": "float"}, 256) for kernel in ("direct", "tiles", "terms")]
     simple.append(("conv2d direct, pooled, float", "conv2d_pool_direct", {"REAL": "float"}, 256))
     forms = [("", 32, 0, 0, 0), ("", 64, 0, 0, 0), (" NHWC,", 64, 1, 0, 0), (" dw,", 64, 0, 1, 0), (" pooled,", 64, 0, 0, 1), (" pooled, NHWC,", 64, 1, 0, 1)]
     return simple + [
@@ -161,14 +165,23 @@ def blocks_of(c: Convolution, outs: int, places: int) -> int:
     return c.groups * -(-c.outs // outs) * -(-c.places // places)
 
 
+def terms_blocks(c: Convolution) -> int:
+    """Blocks of `terms`: some taps of one image and one out, or of 32 outs that lie side by side."""
+    outs = c.groups * c.outs
+    return -(-prod(c.y.shape[4:]) // TAPS) * c.y.shape[2] * (-(-outs // 32) if c.channels_last else outs)
+
+
 def plan(variant: str, c: Convolution) -> tuple[str, tuple[int, int], int, int]:
     """Who computes the convolution: the kernel, the outs and places of its blocks, and how its sum is split: parts, terms of each."""
-    if variant == "registers" and c.outs < FEW and (not c.dw or c.y.shape[2] < FEW):
-        variant = "direct"  # depthwise, say
+    if variant == "terms" or variant == "registers" and c.dw and max(c.outs, c.y.shape[2]) < FEW:  # depthwise, say
+        together = 8 if c.channels_last else 256
+        return "terms", (32, 8), *split_of(c.terms, together, terms_blocks(c), TERMS_OF_THREAD * together)
+    if variant == "registers" and not c.dw and c.outs < FEW:
+        variant = "direct"
     elif variant == "registers" and c.y.dtype == np.float64:  # the simple variants do float64
         variant = "direct" if c.pooled else "tiles"
-    if c.pooled:  # what follows a sum needs all of it: no parts
-        return variant, ((32 if c.outs <= 32 else 64, PLACES) if variant == "registers" else (1, 256)), 1, c.w.shape[2] if variant == "direct" else c.terms
+    if variant == "direct" and c.pooled:  # each thread has all of its windows' sums
+        return variant, (1, 256), 1, c.w.shape[2]
     if variant == "direct":  # which counts channels instead of terms
         return variant, (1, 256), *split_of(c.w.shape[2], 1, -(-c.y[0].size // 256), -(-LEAST_TERMS // prod(c.w.shape[3:])))
     tile, step = ((32 if c.outs <= 32 else 64, PLACES), 8) if variant == "registers" else ((16, 16), 16)
@@ -179,7 +192,7 @@ def form_of(c: Convolution, outs: int) -> dict[str, int]:
     """The macros of conv2d.cu's `registers` for these arrays."""
     weights = by_four(c.w, *((1,) if c.channels_last and c.dw else _terms(c)))
     patches = by_four(c.x, 1 if c.dw else 2) if c.channels_last else True
-    return dict(OUTS=outs, NHWC=int(c.channels_last), DW=int(c.dw), WIDE=int(weights and patches), POOL=int(c.pooled))
+    return dict(OUTS=outs, NHWC=int(c.channels_last), DW=int(c.dw), WIDE=int(weights and patches), POOL=c.pooled + (c.fours is not None))
 
 
 def _terms(c: Convolution) -> tuple[int, int, int]:
@@ -187,7 +200,7 @@ def _terms(c: Convolution) -> tuple[int, int, int]:
     return (3, 4, 2) if c.channels_last and not c.dw else (2, 3, 4)
 
 
-def _laid_out(variant: str, c: Convolution) -> Convolution:
+def laid_out(variant: str, c: Convolution) -> Convolution:
     """The convolution, with a copy of its weights where what a warp reads of them does not lie side by side."""
     if variant == "registers" and not c.dw:
         first, last = (0, 1), _terms(c)
@@ -204,19 +217,19 @@ def _laid_out(variant: str, c: Convolution) -> Convolution:
 def launch(variant: str, tile: tuple[int, int], c: Convolution, each: int) -> None:
     """The sums of each part, of `each` terms (direct: channels)."""
     last = c.channels_last and not c.dw  # y's channels lie side by side
-    c = _laid_out(variant, c)
+    c = laid_out(variant, c)
     if variant == "registers":
         defines, across = form_of(c, tile[0]), tile[0] if last else tile[1]
         block = (across // 8, prod(tile) // 8 // across)
     else:
-        defines, block = {"REAL": REALS[c.y.dtype]}, (256,) if variant == "direct" else (16, 16)
-    blocks = -(-c.y[0].size // 256) if variant == "direct" else blocks_of(c, *tile)
-    four = by_four(c.y, *((3,) if last else (4, 5, 2) if c.channels_last else (2, 4, 5))) and (not c.pooled or address(c.argmax) % 16 == 0)
+        defines, block = {"REAL": REALS[c.y.dtype]}, {"direct": (256,), "terms": (32, 8), "tiles": (16, 16)}[variant]
+    blocks = -(-c.y[0].size // 256) if variant == "direct" else terms_blocks(c) if variant == "terms" else blocks_of(c, *tile)
+    four = by_four(c.y, *((3,) if last else (4, 5, 2) if c.channels_last else (2, 4, 5))) and (c.argmax is None or address(c.argmax) % 16 == 0)
     (groups, images, channels, *rows), (_, outs, _, *taps), outputs = c.x.shape, c.w.shape, c.y.shape[4:]
-    sizes = groups, images, channels, *rows, outs, *taps, *outputs, *c.stride, *c.dilation, *c.corner, each, int(four), int(last)
+    sizes = groups, images, channels, *rows, outs, *taps, *outputs, *c.stride, *c.dilation, *c.corner, each, int(four), int(c.channels_last if variant == "terms" else last)
     run = kernel(c.y, FILE, f"conv2d_{'pool_' * c.pooled}{variant}", **defines)
     pooled = (c.argmax, c.z_columns) if c.pooled else ()
-    run((blocks, len(c.y)), block, (c.x, *strides_of(c.x), c.w, *strides_of(c.w), c.bias, c.y, *strides_of(c.y), *sizes, *pooled))
+    run((blocks, len(c.y)), block, (c.x, *strides_of(c.x), c.w, *strides_of(c.w), c.bias, c.y if c.fours is None else c.fours, *strides_of(c.y), *sizes, *pooled))
 
 
 def check_sizes(name: str, convolutions: list[Convolution]) -> None:
@@ -269,22 +282,25 @@ def _gradient_of_w(variant, dy, x, parameters, out) -> None:
     _run("conv2d_dw", variant, lambda target: gradient_of_w(dy, x, *parameters, target), out)
 
 
-def _register(variant: str, default: bool = False) -> None:
-    """conv2d, conv2d_dx and conv2d_dw by one of conv2d.cu's kernels."""
+def _register_images(variant: str) -> None:
+    """conv2d and conv2d_dx by one of conv2d.cu's kernels."""
 
-    @implements_on_both("conv2d", variant=variant, default=default)
+    @implements_on_both("conv2d", variant=variant, default=variant == DEFAULT)
     def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
         _forward(variant, x, weight, bias, (stride, padding, dilation, groups, layout), out)
 
-    @implements_on_both("conv2d_dx", variant=variant, default=default)
+    @implements_on_both("conv2d_dx", variant=variant, default=variant == DEFAULT)
     def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout, out):
         _gradient_of_x(variant, dy, weight, (stride, padding, dilation, groups, layout), out)
 
-    @implements_on_both("conv2d_dw", variant=variant, default=default)
+
+def _register_dw(variant: str) -> None:
+    @implements_on_both("conv2d_dw", variant=variant, default=variant == DEFAULT)
     def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout, out):
         _gradient_of_w(variant, dy, x, (stride, padding, dilation, groups, layout), out)
 
 
-_register("direct")
-_register("tiles")
-_register("registers", default=True)
+for _variant in ("direct", "tiles", "registers"):
+    _register_images(_variant)
+for _variant in ("direct", "terms", "tiles", "registers"):
+    _register_dw(_variant)

@@ -21,7 +21,7 @@ from tinynet.kernels.cuda.emulator.checked import checked
 
 NAMES = ["conv2d", "conv2d_dx", "conv2d_dw"]
 VARIANTS = ["registers", "direct", "tiles"]  # the default first
-EVERY = [*product(NAMES, VARIANTS), ("conv2d_db", "parts"), ("conv2d_db", "direct")]
+EVERY = [*product(NAMES, VARIANTS), ("conv2d_dw", "terms"), ("conv2d_db", "parts"), ("conv2d_db", "direct")]
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Case:
 
 def test_the_variants_are_those_of_the_stories_on_both_devices():
     for name in NAMES:
-        assert variants(name, "cuda") == variants(name, "cuda-emulator") == VARIANTS
+        assert variants(name, "cuda") == variants(name, "cuda-emulator") == (VARIANTS if name != "conv2d_dw" else ["registers", "direct", "terms", "tiles"])
     assert variants("conv2d_db", "cuda") == variants("conv2d_db", "cuda-emulator") == ["parts", "direct"]
 
 
@@ -153,15 +153,29 @@ def test_float64_goes_to_the_simple_variants(device, rng):
 
 @pytest.mark.parametrize("device", READY)
 def test_sums_of_many_terms_are_split_and_give_the_same_bits_again(device, rng):
-    for layout, groups in product(("NCHW", "NHWC"), (1, 8)):  # groups of one channel go to `direct`, which splits by images
+    for layout, groups in product(("NCHW", "NHWC"), (1, 8)):  # groups of one channel go to `terms`
         case = Case.of(rng, (8, 8, 20, 21), 8, (3, 3), layout, padding=1, groups=groups)
         found = conv2d.gradient_of_w(case.dy, case.x, *list(case.window.values())[:4], layout, np.empty((1, *case.weight.shape), np.float32))
         kernel, _, count, each = conv2d.plan("registers", found[0])
-        assert count > 1 and count * each >= (found[0].terms if kernel == "registers" else 8)
+        assert (kernel, count > 1) == ("registers" if groups == 1 else "terms", True) and count * each >= found[0].terms
         assert np.array_equal(case.got("conv2d_dw", "registers", device), case.want("conv2d_dw"))
         case.x, case.dy = (rng.standard_normal(a.shape).astype(np.float32) for a in (case.x, case.dy))
         assert np.array_equal(case.got("conv2d_dw", "registers", device), case.got("conv2d_dw", "registers", device))
         oracle.assert_matches(case.got("conv2d_dw", "registers", device), oracle.reference.conv2d_dw(*case.call("conv2d_dw")[0], **case.call("conv2d_dw")[1]))
+
+
+@pytest.mark.parametrize("device", READY)
+def test_the_weights_gradient_of_few_channels_of_any_taps_and_groups(device, rng):
+    """Fewer taps than a block has outputs, as many, and more; fewer channels than a warp has lanes, and more; two channels to a group; images of one term."""
+    geometries = [
+        dict(x=(2, 40, 9, 8), k=40, kernel=(3, 3), groups=40), dict(x=(1, 6, 9, 11), k=12, kernel=(1, 1), groups=6, stride=2), dict(x=(2, 8, 12, 13), k=12, kernel=(5, 4), groups=4, dilation=2),
+        dict(x=(3, 34, 5, 7), k=68, kernel=(2, 5), groups=34, padding=1), dict(x=(9, 3, 4, 4), k=5, kernel=(4, 4)),
+    ]  # fmt: skip
+    for layout, geometry, dtype in product(("NCHW", "NHWC"), geometries, (np.float32, np.float64)):
+        case = Case.of(rng, layout=layout, dtype=dtype, **geometry)
+        found = conv2d.gradient_of_w(case.dy, case.x, *case.window.values(), np.empty((1, *case.weight.shape), dtype))
+        assert conv2d.plan("registers", found[0])[0] == "terms"
+        assert np.array_equal(case.got("conv2d_dw", "registers", device), case.want("conv2d_dw")), (geometry, layout)
 
 
 @pytest.mark.parametrize("device", READY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -17,8 +18,12 @@ from tinynet.kernels.cuda.emulator.checked import checked
 
 NAME, VARIANTS = "conv2d_relu_max_pool2d", ["registers", "direct"]
 LAYOUTS = ("NCHW", "NHWC")
-# With windows for all of them, and some more: more channels than a block has, and rows and columns without a partner.
-POOLED = [*GEOMETRIES[:10], dict(x=(1, 4, 9, 7), k=8, kernel=(2, 2), stride=2), dict(x=(2, 8, 9, 11), k=68, kernel=(3, 3)), dict(x=(1, 6, 35, 6), k=11, kernel=(3, 1), padding=1)]
+# With windows for all of them, and some more: more channels than a block has, and rows and columns without a partner; and, last, sums
+# that are split.
+POOLED = [
+    *GEOMETRIES[:10], dict(x=(1, 4, 9, 7), k=8, kernel=(2, 2), stride=2), dict(x=(2, 8, 9, 11), k=68, kernel=(3, 3)), dict(x=(1, 6, 35, 6), k=11, kernel=(3, 1), padding=1),
+    dict(x=(1, 16, 6, 6), k=8, kernel=(3, 3)), dict(x=(1, 15, 6, 7), k=9, kernel=(3, 3)), dict(x=(2, 15, 7, 6), k=41, kernel=(3, 3), padding=1),
+]  # fmt: skip
 
 
 def results(case: Case, variant: str, device: str, placed=lambda array: array) -> list[np.ndarray]:
@@ -49,7 +54,7 @@ def test_the_oracle_accepts_every_variant(variant, dtype, device):
 
 
 @pytest.mark.parametrize("device", READY)
-@pytest.mark.parametrize("geometry", POOLED, ids=[*IDS[:10], "odd_both_ways", "68_channels", "a_narrow_image"])
+@pytest.mark.parametrize("geometry", POOLED, ids=[*IDS[:10], "odd_both_ways", "68_channels", "a_narrow_image", "parts", "parts_of_odd_channels", "parts_of_more_channels"])
 def test_every_geometry_in_both_layouts(geometry, device, rng):
     for layout, variant in product(LAYOUTS, VARIANTS):
         case = Case.of(rng, layout=layout, **geometry)
@@ -62,6 +67,20 @@ def test_those_geometries_run_every_form_of_registers(rng, monkeypatch):
     for geometry, layout in product(POOLED, LAYOUTS):
         results(Case.of(rng, layout=layout, **geometry), "registers", "cuda-emulator")
     assert forms >= {tuple(defines.items()) for defines, _ in conv2d.units() if defines.get("POOL")}
+
+
+@pytest.mark.parametrize("device", READY)
+def test_sums_that_are_split_among_blocks_give_the_same_bits_again(device, rng):
+    """Few windows of many terms: with groups, channels that no four divide, and odd sizes; in either layout."""
+    for layout, geometry in product(LAYOUTS, (dict(x=(1, 32, 9, 7), k=20, kernel=(3, 3), padding=1), dict(x=(2, 80, 6, 8), k=70, kernel=(2, 3), groups=2), dict(x=(1, 16, 12, 12), k=8, kernel=(5, 5), bias=False))):
+        case = Case.of(rng, layout=layout, **geometry)
+        (c,) = conv2d.forward(case.x, case.weight, None, *case.window.values(), np.empty((1, *wanted(case)[0].shape), np.float32))
+        assert conv2d.plan("registers", replace(c, z_columns=2))[2] > 1, "more than one part"
+        assert same(results(case, "registers", device), wanted(case)), (layout, geometry)
+        case.x, case.weight = (rng.standard_normal(a.shape).astype(np.float32) for a in (case.x, case.weight))
+        assert same(results(case, "registers", device), results(case, "registers", device))
+        for got, want in zip(results(case, "registers", device)[:1], wanted(case)):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", READY)
@@ -111,7 +130,7 @@ def test_what_no_kernel_can_take_is_refused(monkeypatch, rng):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_clean_in_checked_mode(variant, rng):
     """No race, nothing out of bounds, no barrier missed: in random orders of threads and blocks, and at every kind of edge."""
-    for seed, (geometry, layout) in enumerate(product((POOLED[2], POOLED[5], POOLED[6], POOLED[11]), LAYOUTS)):
+    for seed, (geometry, layout) in enumerate(product((POOLED[2], POOLED[5], POOLED[6], POOLED[11], POOLED[14]), LAYOUTS)):
         case = Case.of(rng, layout=layout, **geometry)
         with checked(seed):
             found = results(case, variant, "cuda-emulator")
