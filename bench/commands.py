@@ -25,6 +25,15 @@ def wide() -> Console:
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
+def _record(kind: str) -> dict:
+    """What a result begins with: which it is, when and where it was made."""
+    import time
+
+    from tinynet.compare.job import machine
+
+    return {"schema": f"tinynet.bench.{kind}/1", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
+
+
 @bench.command()
 def roofline(as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")] = False) -> None:
     """What this machine can do at most: multiply-adds on registers, and reading memory, measured with our own kernels."""
@@ -123,7 +132,8 @@ def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, math
                         if not as_json:
                             console.print(tables.steps(table, roof) if table.profile else f"[red]{table.title}: wrong, so not timed:[/] {'; '.join(table.wrong)}")
     if as_json:
-        json.dump({"peak_gflops": roof.peak / 1e9, "bandwidth_gb_s": {str(mib): rate / 1e9 for mib, rate in roof.bandwidth.items()}, "threads": roof.threads, "programs": [programs.as_data(t, roof) for t in found]}, sys.stdout)
+        record = {"peak_gflops": roof.peak / 1e9, "bandwidth_gb_s": {str(mib): rate / 1e9 for mib, rate in roof.bandwidth.items()}, "threads": roof.threads}
+        json.dump({**_record("programs"), **record, "programs": [programs.as_data(t, roof) for t in found]}, sys.stdout)
     elif any(step.fewer for t in found if t.profile for step in t.profile.steps):
         console.print("* Winograd's algorithm multiplies less than the definition, whose operations are counted")
     fine = all(t.profile is not None and not any(programs.limit(step, roof).impossible for step in t.profile.steps) for t in found)
@@ -164,7 +174,7 @@ def cliffs(
                 for point in sweep.wrong:
                     console.print(f"[red]{kernel}: {point.verdict}, so not timed:[/] {escape(tables.text_of(point.shape))}")
     if as_json:
-        json.dump(found, sys.stdout)
+        json.dump({**_record("cliffs"), "kernels": found}, sys.stdout)
     raise typer.Exit(0 if fine else 1)
 
 
@@ -285,3 +295,20 @@ def bench_startup(
     first = found["first step"]
     console.print(f"first result of a training step of {name} on {batch_size} images: {first:.2f} s after the start of the process; the target is {TARGET:.0f} s")
     raise typer.Exit(0 if first < TARGET else 1)
+
+
+@bench.command("page")
+def bench_page(
+    results: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="files that networks, kernels --compiled and cliffs wrote with --json")],
+    out: Annotated[Path, typer.Option(dir_okay=False, help="the page")] = Path("out/benchmarks.md"),
+) -> None:
+    """What was measured, and written with --json, as a page of Markdown."""
+    from tinynet.bench import page
+
+    try:
+        found = [page.read(path) for path in results]
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page.write(found, out)
+    print(out)
