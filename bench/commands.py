@@ -265,7 +265,7 @@ def bench_gpu(
         bar = progress.add_task("measuring", total=None)
         show = lambda done, of, stage="kernels": progress.update(bar, completed=done, total=of, description=stage)
         result = gpu.run(device, chosen, sizes, names if "kernels" in wanted else (), rounds, rows.append, show)
-        if "networks" in wanted and not only:
+        if "networks" in wanted and (what or not only):
             result |= gpu.whole_networks(device, chosen, sizes, rounds, logs, lambda stage, done, of: show(done, of, stage), result)
     if as_json:
         sys.stdout.write(to_json(result))
