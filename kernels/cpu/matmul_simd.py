@@ -91,7 +91,7 @@ def _packed(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     item = np.dtype(dtype).itemsize
     a_row, a_term = (step // item for step in a_strides[1:])
     b_term, b_column = (step // item for step in b_strides[1:])
-    tile, blocks, size = tiles.best_packed(rows, columns, terms, dtype, slots, a_term != 1)
+    tile, blocks, size = tiles.best_packed(rows, columns, terms, dtype, slots, a_term != 1, b_term == 1)
     work, chunks = lines(size, dtype), min(batch, 4 * slots)
     numbers = dict(
         rows=rows, columns=columns, terms=terms, a=(A, 0, a_strides[0]), a_row=a_row, a_term=a_term, b=(B, 0, b_strides[0]), b_term=b_term, b_column=b_column,

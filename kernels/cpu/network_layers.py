@@ -114,8 +114,8 @@ class Layers(Planner):
         left to the shape."""
         work = None
         if tiles.is_packed(rows, columns, terms, self.T) if packed is None else packed:
-            packs = numbers["a_term"] != 1  # a function, too, is from one image to the next
-            factory, (tile, blocks, size) = tiles.gemm_packed, tiles.best_packed(rows, columns, terms, self.T, self.slots, packs)
+            packs, turned = numbers["a_term"] != 1, numbers["b_term"] == 1  # a function, too, is from one image to the next
+            factory, (tile, blocks, size) = tiles.gemm_packed, tiles.best_packed(rows, columns, terms, self.T, self.slots, packs, turned)
             work = self.memory(Memory(size, "panels", self.slots))
         else:
             factory, (tile, blocks) = tiles.gemm, tiles.best_blocks(rows, columns, terms, self.T)

@@ -221,13 +221,19 @@ def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, 
 
 
 FEW = 8  # rows of a product: too few to pack anything for
-PANELS = 128 << 10  # bytes in the second cache of panels, and of sums that wait
-PANEL = 24 << 10  # bytes of one panel in the first
+AT_HAND = 128 << 10  # bytes that are read again and again without being packed
+PANELS = (256 if TARGET.registers >= 32 else 128) << 10  # bytes of panels: up to half of the second cache of processors with such vectors
+WAITING = 2 * PANELS  # bytes of sums that wait
+DEEP, SHALLOW = 512, 128  # terms of a panel
 
 
 @lru_cache(4096)
-def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: bool) -> tuple[tuple[int, int, int], dict, int]:
-    """(tile, blocks, scratch) of `gemm_packed`, scratch in numbers. packs: a's terms don't lie side by side."""
+def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: bool, turned: bool) -> tuple[tuple[int, int, int], dict, int]:
+    """(tile, blocks, scratch) of `gemm_packed`, scratch in numbers. packs: a's terms don't lie side by side; turned: b's do.
+
+    Deep panels: a tile's sums wait in memory a few times only, and rows of a turned b are read in long runs. Where b is read across,
+    and few rows wait for it, or a is packed anew for each block of columns, the columns are what should be many.
+    """
     full, item = max(TARGET.lanes(dtype), LEAST_LANES), np.dtype(dtype).itemsize
     choices = []
     for w in widths(dtype):
@@ -243,7 +249,7 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
     def up(number: int, step: int) -> int:
         return -(-number // step) * step
 
-    deep = 128 if rows <= FEW_ROWS else max(64, PANEL // (lanes * item))  # shallow panels are wide: few rows wait for memory, which is quickest in long runs
+    deep = SHALLOW if packs or rows <= FEW_ROWS and not turned else DEEP
     term_block = min(terms, up(ceil(terms / ceil(terms / deep)), 8))  # blocks of equal depth
     wide = max(PANELS // (term_block * item), 2 * lanes)
     if rows < 8 * high * parts:  # too few to give each thread some; else c is best written in long runs
@@ -252,7 +258,7 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
     column_block = up(wide, lanes) if wide == columns else max(wide // lanes, 1) * lanes
     tall = max(ceil(rows / ceil(parts / ceil(columns / column_block))), 8 * high)
     if term_block < terms:
-        tall = min(tall, max(PANELS // (column_block * item), 8 * high))
+        tall = min(tall, max(WAITING // (column_block * item), 8 * high))
     row_block = up(min(tall, rows), high)
     panels = column_block * term_block
     partial = panels + (term_block * high if packs else 0)
@@ -264,7 +270,7 @@ def is_packed(rows: int, columns: int, terms: int, dtype) -> bool:
     """Whether a @ b is `gemm_packed`'s rather than `gemm`'s: many rows share b, which is larger than what stays at hand anyway, or
     c is, which it writes in longer runs."""
     item = np.dtype(dtype).itemsize
-    return rows > FEW and (columns * terms * item > PANELS or rows * columns * item > 8 * PANELS)
+    return rows > FEW and (columns * terms * item > AT_HAND or rows * columns * item > 8 * AT_HAND)
 
 
 def turned_is_packed(rows: int, columns: int, terms: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -99,19 +101,21 @@ def test_blocks_are_whole_tiles(dtype):
     for rows, columns, terms in [*rng.integers(4, 5000, (200, 3)).tolist(), *rng.integers(4, 60, (200, 3)).tolist()]:
         (_, vectors, lanes), blocks = tiles.best_blocks(rows, columns, terms, dtype)
         assert blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
-        (high, vectors, lanes), blocks, scratch = tiles.best_packed(rows, columns, terms, dtype, 2, True)
-        assert high <= rows and vectors * lanes <= columns
-        assert blocks["row_block"] % high == blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
-        panels = blocks["column_block"] * blocks["term_block"]
-        assert panels <= blocks["packed"] <= blocks["partial"] - high * blocks["term_block"] and blocks["partial"] < scratch < 1 << 20
+        for packs, turned in product((True, False), repeat=2):
+            (high, vectors, lanes), blocks, scratch = tiles.best_packed(rows, columns, terms, dtype, 2, packs, turned)
+            assert high <= rows and vectors * lanes <= columns
+            assert blocks["row_block"] % high == blocks["column_block"] % (vectors * lanes) == 0, (rows, columns, terms)
+            panels = blocks["column_block"] * blocks["term_block"]
+            assert panels <= blocks["packed"] <= blocks["partial"] - packs * high * blocks["term_block"] and blocks["partial"] < scratch < 1 << 20
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_packed_blocks_of_rows_columns_and_terms(dtype, rng):
     """Several blocks along each axis, the last ones small; both ways in which each factor may lie."""
-    rows, terms, columns = 1501, 1111, 333
-    blocks = tiles.best_packed(rows, columns, terms, dtype, 2, True)[1]
-    assert blocks["row_block"] < rows and blocks["column_block"] < columns and blocks["term_block"] < terms
+    rows, terms, columns = 1501, 1111, 777
+    for packs, turned in product((True, False), repeat=2):
+        blocks = tiles.best_packed(rows, columns, terms, dtype, 2, packs, turned)[1]
+        assert blocks["row_block"] < rows and blocks["column_block"] < columns and blocks["term_block"] < terms
     a, b = whole_numbers(rng, (rows, terms), dtype), whole_numbers(rng, (terms, columns), dtype)
     for left in (a, np.asfortranarray(a)):
         for right in (b, np.asfortranarray(b)):
