@@ -25,14 +25,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import update_wrapper
-from itertools import groupby
+from itertools import groupby, repeat
+from operator import attrgetter
 from types import MethodType
 
 import numpy as np
 
 from tinynet.captured import Captured
 from tinynet.dispatch import chosen_by_hand
-from tinynet.fused import Step
+from tinynet.fused import Inference, Step
 from tinynet.kernels.graph import Unsupported
 from tinynet.mode import is_recording, traced_by, tracing
 from tinynet.nn import Module
@@ -43,6 +44,7 @@ from tinynet.trace import Trace
 
 MOST = 16  # captures that are kept, of one compiled function
 MATH = ("strict", "winograd")
+_TRAINING = attrgetter("training")
 
 
 def compile(function: Callable | None = None, *, math: str = "strict", most: int = MOST):
@@ -89,8 +91,11 @@ class Compiled:
 
     def _key(self, args, kwargs, leaves: list) -> tuple:
         """What chooses the plan of a call; its arrays and tensors are put into `leaves`."""
-        form = _flattened((args, kwargs), leaves) if kwargs else tuple([_flattened(a, leaves) for a in args])
-        return form, tuple([m.training for m in self.modules]), is_recording(), chosen_by_hand()
+        form = _flattened((args, kwargs), leaves) if kwargs else tuple(map(_flattened, args, repeat(leaves)))
+        return form, self._training(), is_recording(), chosen_by_hand()
+
+    def _training(self) -> tuple[bool, ...]:
+        return tuple(map(_TRAINING, self.modules))
 
     def _capture(self, key, leaves, args, kwargs):
         with traced_by(Trace(leaves)) as trace:
@@ -98,7 +103,7 @@ class Compiled:
         with self.mutex:
             new = [m for m in trace.modules if not any(m is known for known in self.modules)]
             self.modules += new
-            key = (key[0], tuple([m.training for m in self.modules]), *key[2:])
+            key = (key[0], self._training(), *key[2:])
             plan = self.plans[key] = _planned(trace, result, self.math, key[2])
             while len(self.plans) > self.most:
                 self.plans.popitem(last=False)
@@ -204,6 +209,8 @@ class Plan:
         self.parts = [self.whole] if self.whole else splitting.parts()
         if all(isinstance(part, Single) for part in self.parts):
             raise NoPlan("; ".join(dict.fromkeys(part.reason for part in self.parts)))
+        self.programs = [part for part in self.parts if not isinstance(part, Single)]
+        self.alone = self.parts[0] if len(self.parts) == 1 and type(self.parts[0]) is Inference else None  # then nothing else is to be done
         places = {id(argument): place for place, argument in enumerate(trace.arguments)}
         self.zeroed = [places.get(id(t), t) for t in trace.zeroed]  # tensors, or the places of arguments
         self.tensors = [t for t in trace.outside.values() if isinstance(t, Tensor)]
@@ -244,6 +251,8 @@ class Plan:
         if (array.shape, array.dtype) != (old.shape, old.dtype) or array.flags.c_contiguous < old.flags.c_contiguous or t._requires_grad is not needs:
             return False
         self.known[place] = (t, array, needs)
+        for program in self.programs:
+            program.renew()
         return True
 
     def adds(self) -> bool:
@@ -255,6 +264,8 @@ class Plan:
 
     def play(self, leaves: list) -> dict:
         """The values of a call, by number: the results are among them."""
+        if self.alone is not None:
+            return self.alone.run(leaves)
         values = dict(enumerate(leaves))
         if self.root is None or self.whole:
             self._play(values)
@@ -278,7 +289,7 @@ class Plan:
 
     def explain(self) -> str:
         """What runs as one kernel, and what does not and why."""
-        programs = [part for part in self.parts if not isinstance(part, Single)]
+        programs = self.programs
         if len(self.parts) == 1 and not self.apart:
             return programs[0].explain()
         lines = [f"{len(programs)} programs, {len(self.parts) - len(programs)} ops by themselves"]

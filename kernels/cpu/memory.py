@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinynet.kernels.cpu.program import LINE, address_of
+from tinynet.kernels.cpu.program import LINE, address_of, aimed, pointing
 
 
 def lanes_of(channels: int) -> int:
@@ -141,8 +141,12 @@ class Arena:
         self.base = address_of(self.memory)
         self.tables: list[np.ndarray] = []
         self.addresses: list[int] = []
-        self.outside: dict = {}
+        self.outside: dict = {}  # key -> [(table, place, offset)]
+        self.lists: dict[object, np.ndarray] = {}  # key -> these, for `point`; made when first needed
+        self.aims: dict[object, int] = {}  # key -> the address of that
+        self.point = pointing()
         self.bound: dict = {}  # key -> the array at whose address its kernels look: kept alive by that
+        self.version: object = None  # see fused.py
         for program in programs:
             self.add(program)
 
@@ -156,8 +160,9 @@ class Arena:
             table[place] = address + 8 * first
         for key, places in program.outside.items():
             self.outside.setdefault(key, []).extend((table, place, offset) for place, offset in places)
-            for place, offset in places if key in self.bound else ():
-                table[place] = address_of(self.bound[key]) + offset
+            self.aims.pop(key, None)
+            if key in self.bound:
+                self.point(self._aims(key), id(self.bound[key]))
         self.tables.append(table)
         self.addresses.append(address)
         return address
@@ -171,6 +176,9 @@ class Arena:
         """Makes kernels look at the array for what is outside."""
         if self.bound.get(key) is not array:
             self.bound[key] = array
-            address = address_of(array)
-            for table, place, offset in self.outside.get(key, ()):
-                table[place] = address + offset
+            self.point(self.aims.get(key) or self._aims(key), id(array))
+
+    def _aims(self, key) -> int:
+        self.lists[key] = aimed(self.outside.get(key, []))
+        found = self.aims[key] = address_of(self.lists[key])
+        return found

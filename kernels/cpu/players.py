@@ -144,8 +144,17 @@ def alone(table):
     return 0
 
 
+@inline
+def _lead(board, table):
+    _play(table, 0)
+    atomic_swap(board, OPEN, 0)
+    while atomic_get(board, INSIDE) > 0:
+        give_way()
+
+
 def offer(board, table, slots):
-    """Puts a program on the board. How many workers sleep: they must be woken for it."""
+    """Puts a program on the board, and plays along until it is over if no worker sleeps. How many do: they must be woken for it, and
+    then who offered it must `lead`."""
     _reset(table)
     poke(board, JOB, table)
     atomic_swap(board, OPEN, slots)
@@ -153,15 +162,14 @@ def offer(board, table, slots):
     asleep = 0
     for slot in range(1, slots):
         asleep += atomic_get(board, ASLEEP + 8 * slot)
+    if asleep == 0:
+        _lead(board, table)
     return asleep
 
 
 def lead(board, table):
     """Plays along until the program is over, and every worker has left it."""
-    _play(table, 0)
-    atomic_swap(board, OPEN, 0)
-    while atomic_get(board, INSIDE) > 0:
-        give_way()
+    _lead(board, table)
     return 0
 
 
@@ -175,6 +183,14 @@ _MEMORY = object.__basicsize__ // 8
 def memory_of(array):
     """Where the memory of an array begins, by the array's id, which is the address of numpy's object."""
     return peek(array, _MEMORY)
+
+
+def point(aims, array):
+    """Makes tables look at an array. aims: how many of their numbers are addresses in it, then for each its own address, and how far
+    into the array it points."""
+    for i in range(peek(aims, 0)):
+        poke(peek(aims, 1 + 2 * i), 0, peek(array, _MEMORY) + peek(aims, 2 + 2 * i))
+    return 0
 
 
 @inline

@@ -17,6 +17,7 @@ gives the same bits on any number of threads.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +58,7 @@ def compiled(factory, *constants) -> int:
 @cache
 def _players() -> SimpleNamespace:
     """The functions of players.py by name."""
-    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4, aim=8, aim_alone=8, memory_of=1).items()})
+    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4, aim=8, aim_alone=8, point=2, memory_of=1).items()})
 
 
 def _player(name: str, count: int):
@@ -82,7 +83,7 @@ def play(table: int, slots: int) -> None:
             pool.grow(slots - 1, players.serve)
         if players.offer(pool.address, table, slots):
             pool.wake(slots - 1, players.rouse)
-        players.lead(pool.address, table)
+            players.lead(pool.address, table)
     finally:
         pool.mutex.release()
 
@@ -178,3 +179,14 @@ def scratch_address(size: int) -> int:
 def address_of(array: np.ndarray) -> int:
     """Where the array's memory begins."""
     return _players().memory_of(id(array))
+
+
+def pointing() -> Callable[[int, int], int]:
+    """point(aims, id of an array): makes tables look at that array, which must live as long as they are used. aims: the address of a
+    list as `aimed` makes it."""
+    return _players().point
+
+
+def aimed(places: list[tuple[np.ndarray, int, int]]) -> np.ndarray:
+    """Where `point` writes: (table, place in it, bytes from an array's start) of every number that is an address in one array."""
+    return np.array([len(places), *(n for table, place, offset in places for n in (address_of(table) + 8 * place, offset))], np.int64)
