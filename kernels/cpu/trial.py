@@ -19,7 +19,7 @@ from tinynet.kernels.cpu.network import Network
 
 FIRST = 1  # calls before the first trial
 RUN = 5  # calls in a row, of one way and of the other, twice
-KEPT, MOST = 40, 10_000  # calls for which the first outcome holds; 4 times as many after each trial, up to MOST
+KEPT, MOST = 40, 1_000  # calls for which the first outcome holds; 4 times as many after each trial, up to MOST: others may come and go on this machine
 
 
 class Trial:
