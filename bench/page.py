@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tinynet.bench.cliffs import CLIFF, text_of
-from tinynet.bench.networks import GROWTH
+from tinynet.bench.networks import GROWTH, KINDS
+from tinynet.bench.peers import CONTESTANTS
 from tinynet.bench.tables import QUIET
+from tinynet.bench.zoo import NETWORKS
 from tinynet.compare.report import seconds
 
 HEAD = """# What the benchmarks found
@@ -65,7 +67,7 @@ def _networks(result: dict) -> Iterator[str]:
     settings = result["settings"]
     grows = tuple(settings["sizes"]) == GROWTH
     yield from (f"## {'How time grows with the batch' if grows else 'Whole networks'}", "")
-    yield from (f"`tinynet bench networks{' --growth' if grows else ''} --rounds {settings['rounds']}`, {settings['threads']} threads. {_where(result)}.", "")
+    yield from (f"`{_command(settings, grows)}`, {settings['threads']} threads. {_where(result)}.", "")
     versions = {row["version"] for table in result["tables"] for row in table["rows"] if row["version"]}
     yield from ("; ".join(sorted(versions)) + ".", "")
     if not grows:
@@ -80,6 +82,13 @@ def _networks(result: dict) -> Iterator[str]:
         reasons = {f"{row['contestant']}, {size} images: {cell['status']}: {' '.join(cell['reason'].split())}" for row in table["rows"] for size, cell in row["cells"].items() if cell["reason"]}
         yield from (f"* {reason}" for reason in sorted(reasons))
         yield ""
+
+
+def _command(settings: dict, grows: bool) -> str:
+    """What measures the same, with the choices that are not the command's own."""
+    chosen = [f"--{name} {','.join(settings[name])}" for name, every in (("networks", NETWORKS), ("kinds", KINDS), ("contestants", CONTESTANTS)) if set(settings[name]) != set(every)]
+    sizes = [] if grows or not settings["sizes"] else [f"--batch-sizes {','.join(map(str, settings['sizes']))}"]
+    return " ".join(["tinynet bench networks", *["--growth"] * grows, *chosen, *sizes, f"--rounds {settings['rounds']}"])
 
 
 def _times(table: dict, text: Callable[[float, int], str]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from tinynet.bench import page
 from tinynet.bench.networks import GROWTH
+from tinynet.bench.peers import CONTESTANTS
 from tinynet.cli import app
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "python": "3.11.1", "numpy": "2.0"}
@@ -34,7 +35,7 @@ def networks(sizes=(), busy=1.0):
     cells = {f"s{size}": cell(0.002 * size) for size in sizes or (1, 32)}
     rows = [row("tinynet-compiled", 12.3, **cells), row("rival", None, s1=cell(0.005), s32=cell(None, "failed", "no | room\nleft"))] if not sizes else [row("tinynet-compiled", 12.3, **cells)]
     table = {"title": "net (N)", "kind": "forward", "busy_percent": busy, "sizes": list(sizes or (1, 32)), "rows": rows, "ratios": [ratio("tinynet-compiled", 1, 2.5, 2), ratio("tinynet-compiled", 32, 3.0, 5)]}
-    return {"schema": "tinynet.bench.networks/1", **HEAD, "settings": {"sizes": list(sizes), "rounds": 5, "threads": 2}, "tables": [table]}
+    return {"schema": "tinynet.bench.networks/1", **HEAD, "settings": {"sizes": list(sizes), "rounds": 5, "threads": 2, "networks": ["keras"], "kinds": ["training", "forward"], "contestants": list(CONTESTANTS)}, "tables": [table]}
 
 
 PROGRAMS = {
@@ -63,7 +64,7 @@ def test_a_page_of_networks_has_times_peaks_and_ratios_beside_their_targets():
     assert ["tinynet-compiled", "2 ms", "64 ms", "12"] in rows and ["rival", "5 ms", "failed", ""] in rows
     assert ["tinynet-compiled", "**2.50** (2.00 to 3.00) rival; target 2: met", "**3.00** (2.50 to 3.50) rival; target 5: not met, nor the floor of 3.75"] in rows
     assert "* rival, 32 images: failed: no | room left" in found and "a CPU, 2 cores" in found and "rival 1.0; tinynet-compiled 1.0." in found
-    assert "`tinynet bench networks --rounds 5`, 2 threads. 2026-01-02" in found and "Others used" not in found
+    assert "`tinynet bench networks --networks keras --rounds 5`, 2 threads. 2026-01-02" in found and "Others used" not in found
     assert "Others used 40 % of the machine" in page.page([networks(busy=40.0)])
 
 
@@ -74,7 +75,7 @@ def test_every_table_has_as_many_cells_in_each_row_as_in_its_head():
 
 def test_growth_is_in_images_a_second():
     found = page.page([networks(GROWTH)])
-    assert "--growth" in found and ["tinynet-compiled", *["500"] * len(GROWTH), "12"] in rows_of(found) and "target" not in found
+    assert "`tinynet bench networks --growth --networks keras --rounds 5`" in found and ["tinynet-compiled", *["500"] * len(GROWTH), "12"] in rows_of(found) and "target" not in found
 
 
 def test_programs_say_what_each_step_reaches():
