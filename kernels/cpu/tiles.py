@@ -221,6 +221,7 @@ def best_blocks(rows: int, columns: int, terms: int, dtype) -> tuple[tuple[int, 
 
 
 FEW = 8  # rows of a product: too few to pack anything for
+FEWEST_TERMS = 16  # of a dot product: fewer leave lanes empty
 AT_HAND = 128 << 10  # bytes that are read again and again without being packed
 PANELS = (256 if TARGET.registers >= 32 else 128) << 10  # bytes of panels: up to half of the second cache of processors with such vectors
 WAITING = 2 * PANELS  # bytes of sums that wait
@@ -274,8 +275,11 @@ def is_packed(rows: int, columns: int, terms: int, dtype) -> bool:
 
 
 def turned_is_packed(rows: int, columns: int, terms: int) -> bool:
-    """Whether x @ W^T is `gemm_packed`'s rather than `dots`': many rows share what is turned, or there are few terms to fill the lanes with."""
-    return rows > FEW and columns >= LEAST_LANES and (terms <= 32 or rows > 48 and columns >= 32)
+    """Whether x @ W^T is `gemm_packed`'s rather than `dots`': many rows share what is turned, or there are few terms to fill the lanes with.
+
+    For up to FEW rows it does not depend on how many: a layer of few images adds up in one order, whether it takes them together or not.
+    """
+    return columns >= LEAST_LANES and (terms < FEWEST_TERMS or rows > FEW and (terms <= 32 or rows > 48 and columns >= 32))
 
 
 @lru_cache(4096)

@@ -226,30 +226,42 @@ def gather(W, T):
 
     A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors), a tile each
     for the first five. Tiles that were moved back overlap: what they share is equal, and written twice.
+
+    From one output's weights to the next it is far in y. Where that is a multiple of 2 KiB (64 channels of 4 x 4), all outputs share a
+    place or two of the first cache: then a few outputs are written at a time, with all taps of their channels, which lie side by side.
+    Else tile by tile, as they lie.
     """
+    ITEM = np.dtype(T).itemsize
 
     def kernel(row, image, slot, chunk, share, shares):
         x, chunks, x_chunk, units = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk), get(row, GATHER.units)
         count, lanes, vectors, high, wide = get(row, GATHER.count), get(row, GATHER.lanes), get(row, GATHER.vectors), get(row, GATHER.high), get(row, GATHER.wide)
         outer, inner, length = get(row, GATHER.outer), get(row, GATHER.inner), get(row, GATHER.length)
         y, y_channel, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_channel), get(row, GATHER.y_high), get(row, GATHER.y_wide)
-        blocks, runs = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide
-        for unit in range(units * share // shares, units * (share + 1) // shares):
-            rest, r = unit // runs, unit % runs
-            rest, b = rest // inner, rest % inner
-            rest, a = rest // outer, rest % outer
-            g, first = rest // blocks, min(rest % blocks * vectors, lanes - vectors)
-            to = (g * count + first) * y_channel + a * get(row, GATHER.y_outer) + b * get(row, GATHER.y_inner) + min(r * wide, length - wide) * y_wide
-            for place in range(high * wide):
-                at = (unit * high * wide + place) * vectors
-                for v in range(0, vectors, W):
-                    total = loads(x, at + v, 1, 0, 1, 0, 1, W)
+        y_outer, y_inner = get(row, GATHER.y_outer), get(row, GATHER.y_inner)
+        blocks, runs, taps = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, outer * inner
+        x_tap, together = runs * high * wide * vectors, taps if y_channel * ITEM % 2048 == 0 else 1
+        for part in range(units // together * share // shares, units // together * (share + 1) // shares):
+            rest, r = part // runs, part % runs
+            block, tap = rest // (taps // together), rest % (taps // together)
+            g, first = block // blocks, min(block % blocks * vectors, lanes - vectors)
+            to = (g * count + first) * y_channel + min(r * wide, length - wide) * y_wide
+            start, outputs = (block * taps + tap) * x_tap + r * high * wide * vectors, min(vectors, count - first)
+            for t in range(together):
+                for n in range(0, high * wide * vectors, W):
+                    at = start + t * x_tap + n
+                    total = loads(x, at, 1, 0, 1, 0, 1, W)
                     for c in range(1, chunks):
-                        total = add(total, loads(x, c * x_chunk + at + v, 1, 0, 1, 0, 1, W))
-                    stores(x, at + v, 1, 0, 1, 0, 1, W, total)
-                target = to + place // wide * y_high + place % wide * y_wide
-                for lane in range(min(vectors, count - first)):
-                    put(y, target + lane * y_channel, get(x, at + lane))
+                        total = add(total, loads(x, c * x_chunk + at, 1, 0, 1, 0, 1, W))
+                    stores(x, at, 1, 0, 1, 0, 1, W, total)
+            few = 4 if together > 1 else outputs
+            for left in range(0, outputs, few):
+                for t in range(together):
+                    for place in range(high * wide):
+                        at = start + t * x_tap + place * vectors
+                        target = to + (tap + t) // inner * y_outer + (tap + t) % inner * y_inner + place // wide * y_high + place % wide * y_wide
+                        for lane in range(left, min(left + few, outputs)):
+                            put(y, target + lane * y_channel, get(x, at + lane))
 
     return kernel
 

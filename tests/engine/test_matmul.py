@@ -95,6 +95,16 @@ def test_nan_reaches_its_row_and_column_alone():
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_a_row_of_few_is_what_it_would_be_alone(dtype, rng):
+    """To the bit: a dense layer of few images computes them one by one or together, as threads suggest."""
+    for terms, columns in ((3, 40), (10, 400), (15, 5), (16, 64), (33, 70)):
+        a, weight = (rng.standard_normal(shape).astype(dtype) for shape in ((tiles.FEW, terms), (columns, terms)))
+        for rows in range(1, tiles.FEW + 1):
+            together = kernels("cpu").matmul(a[:rows], weight.T)
+            assert np.array_equal(together, np.concatenate([kernels("cpu").matmul(a[i : i + 1], weight.T) for i in range(rows)])), (terms, columns, rows)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_blocks_are_whole_tiles(dtype):
     """Else a tile reaches into the next block: that is work done twice, and a step of SGD taken twice."""
     rng = np.random.default_rng(0)
