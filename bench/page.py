@@ -79,7 +79,7 @@ def _networks(result: dict) -> Iterator[str]:
         yield from _times(table, (lambda s, size: f"{size / s:,.0f}") if grows else lambda s, size: seconds(s))
         if not grows and table["ratios"]:
             yield from _ratios(table)
-        reasons = {f"{row['contestant']}, {size} images: {cell['status']}: {' '.join(cell['reason'].split())}" for row in table["rows"] for size, cell in row["cells"].items() if cell["reason"]}
+        reasons = {f"{row['contestant']}, {size} image{'s' if int(size) > 1 else ''}: {cell['status']}: {' '.join(cell['reason'].split())}" for row in table["rows"] for size, cell in row["cells"].items() if cell["reason"]}
         yield from (f"* {reason}" for reason in sorted(reasons))
         yield ""
 
@@ -126,7 +126,7 @@ def _programs(result: dict) -> Iterator[str]:
     yield from (f"`tinynet bench kernels --compiled`. {_where(result)}. At most {result['peak_gflops']:.0f} GFLOP/s on {result['threads']} threads, measured; reading {reads}.", "")
     yield from ("Each step is timed by itself. Its share is of what bounds it, the peak or the memory that it fits into; * has fewer multiplications than the definition, which are counted.", "")
     for program in result["programs"]:
-        name = f"{program['network']}, {program['images']} images, {program['run']}, {program['math']}"
+        name = f"{program['network']}, {program['images']} image{'s' if program['images'] > 1 else ''}, {program['run']}, {program['math']}"
         if program["seconds"] is None:
             yield from (f"### {name}: wrong: {'; '.join(program['wrong'])}", "")
             continue
