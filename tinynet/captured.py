@@ -116,6 +116,8 @@ class Captured:
             self._play()
             return
         self.gradients, self.kept = [(t, t._grad) for t in self.trained], self._state()
+        stepped = {live: [place for place in places if self.optimizer.parameters[place]._grad is not None] for live, places in self.live.items()}
+        self.live = {live: places for live, places in stepped.items() if places}  # the rest got no gradient, and made no step
         self._write_numbers()
         self.graph.launch()
 

@@ -59,8 +59,7 @@ class Inference:
             self._bind(arena, values)
             found = self._bind_results(arena)
             self.trial.play(arena)
-            if arena.fault[0]:
-                self._check(arena)
+            self._check(arena)
         finally:
             self.trial.give(arena)
         return found

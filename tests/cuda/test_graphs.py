@@ -155,6 +155,33 @@ def test_what_else_changes_between_calls_is_seen(optimizer, device, gpus, captur
     assert len(captures) < 7, "not every change makes a graph anew"
 
 
+def test_a_parameter_that_the_loss_does_not_reach_is_not_stepped(device, captures):
+    """It is read, and the optimiser has it, but it gets no gradient: it has made no step, for which Adam has no numbers."""
+    steps, models = [], []
+    for compiled in (True, False):
+        tinynet.manual_seed(1)
+        used, idle = nn.Linear(4, 3).to(device), nn.Linear(4, 2).to(device)
+        optimizer = optim.Adam([*idle.parameters(), *used.parameters()], lr=0.1)
+
+        def step(x, used=used, idle=idle, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss, beside = used(x).sum(), idle(x).sum()
+            loss.backward()
+            optimizer.step()
+            return loss, beside
+
+        steps.append(tinynet.compile(step) if compiled else step)
+        models.append((used, idle))
+    for number in range(4):
+        x = tinynet.tensor(np.full((2, 4), number + 1, np.float32), device=device)
+        got, want = (step(x) for step in steps)
+        assert [t.numpy() for t in got] == [t.numpy() for t in want], number
+    for a, b in zip(*models):
+        for p, q in zip(a.parameters(), b.parameters()):
+            np.testing.assert_array_equal(p.numpy(), q.numpy())
+    assert len(captures) == (0 if device == "cuda-emulator" else 1), steps[0].explain()
+
+
 def test_an_optimiser_of_ones_own_steps_by_itself(device, gpus):
     class Halving(optim.SGD):
         def update(self, k, t, w, g):
