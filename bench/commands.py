@@ -304,11 +304,12 @@ def bench_page(
 ) -> None:
     """What was measured, and written with --json, as a page of Markdown."""
     from tinynet.bench import page
+    from tinynet.compare.report import replace
 
     try:
         found = [page.read(path) for path in results]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     out.parent.mkdir(parents=True, exist_ok=True)
-    page.write(found, out)
+    replace(out, page.page(found))
     print(out)

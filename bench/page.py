@@ -5,7 +5,6 @@ is one: every figure in it was measured by the command that stands beside it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -34,13 +33,6 @@ def read(path: Path) -> dict:
         schema = found.get("schema") if isinstance(found, dict) else None
         raise ValueError(f"{path} is no result that a page can show (schema {schema!r}); those are {', '.join(SECTIONS)}")
     return found
-
-
-def write(results: Iterable[dict], path: Path) -> None:
-    """The page of these results, in their order, whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(page(results), encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def page(results: Iterable[dict]) -> str:
@@ -123,7 +115,8 @@ def _ratio(entry: dict) -> str:
 def _programs(result: dict) -> Iterator[str]:
     yield from ("## Every step of the compiled programs", "")
     reads = ", ".join(f"{float(mib):g} MiB at {rate:.0f} GB/s" for mib, rate in result["bandwidth_gb_s"].items())
-    yield from (f"`tinynet bench kernels --compiled`. {_where(result)}. At most {result['peak_gflops']:.0f} GFLOP/s on {result['threads']} threads, measured; reading {reads}.", "")
+    chosen = [f"--{option} {','.join(dict.fromkeys(str(program[key]) for program in result['programs']))}" for option, key in (("networks", "network"), ("batch-sizes", "images"), ("runs", "run"), ("maths", "math"))]
+    yield from (f"`tinynet bench kernels --compiled {' '.join(chosen)}`. {_where(result)}. At most {result['peak_gflops']:.0f} GFLOP/s on {result['threads']} threads, measured; reading {reads}.", "")
     yield from ("Each step is timed by itself. Its share is of what bounds it, the peak or the memory that it fits into; * has fewer multiplications than the definition, which are counted.", "")
     for program in result["programs"]:
         name = f"{program['network']}, {program['images']} image{'s' if program['images'] > 1 else ''}, {program['run']}, {program['math']}"

@@ -23,9 +23,9 @@ LISTINGS = (
 def write(result: dict, out: Path) -> Path:
     """Writes the three files, each whole or not at all; returns the page's path."""
     view = summary(result)
-    _replace(out / "report.json", as_json(result, indent=1))
-    _replace(out / "report.md", _template("report.md.jinja", view, escape=False))
-    _replace(out / "report.html", _template("report.html.jinja", {**view, "plots": plots(result), "listings": listings(), "style": _style()}, escape=True))
+    replace(out / "report.json", as_json(result, indent=1))
+    replace(out / "report.md", _template("report.md.jinja", view, escape=False))
+    replace(out / "report.html", _template("report.html.jinja", {**view, "plots": plots(result), "listings": listings(), "style": _style()}, escape=True))
     return out / "report.html"
 
 
@@ -49,7 +49,8 @@ def as_json(result: dict, indent: int | None = None) -> str:
     return json.dumps(plain(result), indent=indent, allow_nan=False)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Writes the file, whole or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)

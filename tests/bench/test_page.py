@@ -82,6 +82,7 @@ def test_programs_say_what_each_step_reaches():
     rows, found = rows_of(page.page([PROGRAMS])), page.page([PROGRAMS])
     assert ["conv1, 3x3: conv", "500 us", "50%", "80*", "80% of peak"] in rows and ["copy, 9: copy", "500 us", "50%", "", "25% of bandwidth"] in rows
     assert "### net, 3 images, adam, strict: wrong: the loss errs" in found and "At most 100 GFLOP/s on 2 threads" in found
+    assert "`tinynet bench kernels --compiled --networks net --batch-sizes 3 --runs sgd,adam --maths strict`" in found
 
 
 def test_cliffs_name_both_neighbours():
