@@ -24,6 +24,7 @@ from tinynet.bench.timing import in_turns, once
 from tinynet.dispatch import find
 from tinynet.geometry import PoolWindow, Window, in_layout
 
+SCHEMA = "tinynet.bench.cliffs/1"
 SHORT = 50e-6  # seconds: below, a call's fixed cost counts, not its rate
 CLIFF = 4.0
 SUSPECT = 3.0  # an excess of the sweep from which a pair is timed anew

@@ -25,15 +25,6 @@ def wide() -> Console:
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 
-def _record(kind: str) -> dict:
-    """What a result begins with: which it is, when and where it was made."""
-    import time
-
-    from tinynet.compare.job import machine
-
-    return {"schema": f"tinynet.bench.{kind}/1", "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
-
-
 @bench.command()
 def roofline(as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")] = False) -> None:
     """What this machine can do at most: multiply-adds on registers, and reading memory, measured with our own kernels."""
@@ -111,6 +102,7 @@ def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, math
     from tinynet.bench import programs, tables, truth
     from tinynet.bench.roofline import measure
     from tinynet.bench.zoo import NETWORKS, initial_state
+    from tinynet.compare.job import record
 
     chosen, ways = choice(runs, programs.RUNS, "run"), choice(maths, programs.MATHS, "math")
     roof, found, console = measure(sizes=programs.LEVELS), [], wide()
@@ -132,8 +124,8 @@ def _programs(networks: tuple[str, ...], sizes: tuple[int, ...], runs: str, math
                         if not as_json:
                             console.print(tables.steps(table, roof) if table.profile else f"[red]{table.title}: wrong, so not timed:[/] {'; '.join(table.wrong)}")
     if as_json:
-        record = {"peak_gflops": roof.peak / 1e9, "bandwidth_gb_s": {str(mib): rate / 1e9 for mib, rate in roof.bandwidth.items()}, "threads": roof.threads}
-        json.dump({**_record("programs"), **record, "programs": [programs.as_data(t, roof) for t in found]}, sys.stdout)
+        limits = {"peak_gflops": roof.peak / 1e9, "bandwidth_gb_s": {str(mib): rate / 1e9 for mib, rate in roof.bandwidth.items()}, "threads": roof.threads}
+        json.dump({**record(programs.SCHEMA), **limits, "programs": [programs.as_data(t, roof) for t in found]}, sys.stdout)
     elif any(step.fewer for t in found if t.profile for step in t.profile.steps):
         console.print("* Winograd's algorithm multiplies less than the definition, whose operations are counted")
     fine = all(t.profile is not None and not any(programs.limit(step, roof).impossible for step in t.profile.steps) for t in found)
@@ -151,8 +143,9 @@ def cliffs(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from tinynet.bench import tables
-    from tinynet.bench.cliffs import CLIFF, FAMILIES, Sweep, as_data
+    from tinynet.bench.cliffs import CLIFF, FAMILIES, SCHEMA, Sweep, as_data
     from tinynet.bench.roofline import measure
+    from tinynet.compare.job import record
 
     chosen = choice(only, list(FAMILIES), "kernel")
     console, found, fine, roof = Console(), [], True, measure()
@@ -174,7 +167,7 @@ def cliffs(
                 for point in sweep.wrong:
                     console.print(f"[red]{kernel}: {point.verdict}, so not timed:[/] {escape(tables.text_of(point.shape))}")
     if as_json:
-        json.dump({**_record("cliffs"), "kernels": found}, sys.stdout)
+        json.dump({**record(SCHEMA), "kernels": found}, sys.stdout)
     raise typer.Exit(0 if fine else 1)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from tinynet.bench.kernels import Work, layers
 from tinynet.bench.networks import KINDS, Run, Settings
 from tinynet.bench.peers import ON_GPU
 from tinynet.bench.timing import Times, in_turns
-from tinynet.compare.job import machine
+from tinynet.compare.job import record
 from tinynet.devices import check_device, here, moved, to_host
 from tinynet.dispatch import find, variants
 from tinynet.kernels.contract import CONTRACTS, INDEX
@@ -267,7 +266,7 @@ def run(device: str, networks, sizes, names, rounds: int, say: Callable[[Row], N
                 rows.append(row)
                 say(row)
     return {
-        "schema": SCHEMA, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine(), "gpu": gpu, "clocks_after": clocks(number),
+        **record(SCHEMA), "gpu": gpu, "clocks_after": clocks(number),
         "torch": why or f"timed, {torch.__version__}", "settings": {"device": device, "networks": list(networks), "sizes": list(sizes), "kernels": list(names), "rounds": rounds},
         "peak_gflops": top.peak / 1e9, "bandwidth_gb_s": top.bandwidth / 1e9, "rows": [asdict(row) for row in rows],
         "ok": bool(rows or not names) and all(row.seconds is not None and not row.impossible for row in rows),

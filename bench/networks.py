@@ -9,7 +9,6 @@ The result is plain data; tables.py shows it. A contestant that fails becomes a 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from tinynet.bench.peers.base import Trainer
 from tinynet.bench.targets import target
 from tinynet.bench.zoo import NETWORKS, Network, initial_state
 from tinynet.compare import worker
-from tinynet.compare.job import machine
+from tinynet.compare.job import record
 from tinynet.compare.worker import PeerFailed
 
 SCHEMA = "tinynet.bench.networks/1"
@@ -55,9 +54,7 @@ class Run:
         self.rng = np.random.default_rng(settings.seed)
         self.done, self.of = 0, sum(len(self.entrants(kind)) * (1 + len(self.sizes(name)) * (1 + settings.rounds)) for name in settings.networks for kind in settings.kinds)
         self.result = {
-            "schema": SCHEMA,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "machine": machine(),
+            **record(SCHEMA),
             "settings": asdict(settings),
             "tables": [],
             "ok": False,

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from tinynet.bench import cliffs, networks, programs
 from tinynet.bench.cliffs import CLIFF, text_of
 from tinynet.bench.networks import GROWTH, KINDS
 from tinynet.bench.peers import CONTESTANTS
@@ -148,4 +149,4 @@ def _cliffs(result: dict) -> Iterator[str]:
     yield from _table(["step", "kernel", "time", "times as long"], rows)
 
 
-SECTIONS: dict[str, Callable[[dict], Iterator[str]]] = {"tinynet.bench.networks/1": _networks, "tinynet.bench.programs/1": _programs, "tinynet.bench.cliffs/1": _cliffs}
+SECTIONS: dict[str, Callable[[dict], Iterator[str]]] = {networks.SCHEMA: _networks, programs.SCHEMA: _programs, cliffs.SCHEMA: _cliffs}

@@ -28,6 +28,7 @@ OPTIMIZERS: dict[str, Callable] = {
     "adam": lambda parameters: tinynet.optim.Adam(parameters, RATE),
     "adamw": lambda parameters: tinynet.optim.AdamW(parameters, RATE, weight_decay=DECAY),
 }
+SCHEMA = "tinynet.bench.programs/1"
 RUNS = ("forward", *OPTIMIZERS)  # what a program does: a forward pass, or a whole training step with one of these
 
 

@@ -50,10 +50,8 @@ class Job:
         self.settings, self.out, self.say = settings, out, say
         self.processes: dict[str, PeerProcess] = {}
         self.result = {
-            "schema": SCHEMA,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **record(SCHEMA),
             "settings": asdict(settings),
-            "machine": machine(),
             "peers": [],
             "networks": {},
             "parity": [],
@@ -212,6 +210,11 @@ class Job:
         self.result["failures"].append({"peer": name, "mode": mode, "network": network, "stage": stage, "status": failure.status, "reason": str(failure), "install": make(name).install if failure.status == "missing" else "", "log": str(log)})
         if failure.status != "failed" and name in self.processes:
             self.processes.pop(name).kill()
+
+
+def record(schema: str | int) -> dict:
+    """What every result begins with: what it is, when and where it was made."""
+    return {"schema": schema, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
 
 
 def machine() -> dict:
