@@ -112,7 +112,11 @@ def leave(T):
 
 
 def leave_few(T):
-    """The same for groups of a few channels, which a tile has widened to more lanes; to images of any layout."""
+    """The same for groups of a few channels, which a tile has widened to 4 lanes; to images of any layout.
+
+    All 4 lanes of a pixel (NHWC), or of 4 pixels, turned (NCHW), are stored at once: those that are not there lie where the next
+    groups' belong, which are written after them. What no group follows goes number by number.
+    """
 
     def kernel(row, image, slot, chunk, share, shares):
         outputs, step, height, width = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
@@ -120,11 +124,24 @@ def leave_few(T):
         x = pointer(get(row, 7) + slot * get(row, 8), T)
         y, y_channel, y_pixel = pointer(get(row, 9), T), get(row, 11), get(row, 12)
         begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
-        target = image * get(row, 10) + begin * width * y_pixel
-        for g in range(groups):
-            for o in range(count):
-                for p in range((end - begin) * width):
-                    put(y, target + (g * count + o) * y_channel + p * y_pixel, get(x, p * pitch + g * (pitch // groups) + o))
+        target, pixels = image * get(row, 10) + begin * width * y_pixel, (end - begin) * width
+        followed = max(groups - 3 // count, 0)
+        for first in range(0, pixels, 64):  # so many that all their lanes stay in the first cache
+            last = min(first + 64, pixels)
+            if y_channel == 1:
+                moved = last
+                for p in range(first, last):
+                    for g in range(followed):
+                        stores(y, target + p * y_pixel + g * count, 1, 0, 1, 0, 1, 4, loads(x, p * pitch + g * 4, 1, 0, 1, 0, 1, 4))
+            else:
+                moved = first + (last - first) // 4 * 4
+                for g in range(followed):
+                    for p in range(first, moved, 4):
+                        stores(y, target + p + g * count * y_channel, 4, y_channel, 1, 0, 1, 4, transposed(loads(x, p * pitch + g * 4, 4, pitch, 1, 0, 1, 4)))
+            for g in range(groups):
+                for o in range(count):
+                    for p in range(moved if g < followed else first, last):
+                        put(y, target + p * y_pixel + (g * count + o) * y_channel, get(x, p * pitch + g * 4 + o))
 
     return kernel
 

@@ -31,6 +31,8 @@ NAMED = {
     "no images": Convolution((0, 3, 6, 5), (4, 3, 3, 3), True, dict(stride=1, padding=0, dilation=1, groups=1, layout="NCHW")),
     "2 KiB from one filter to the next": Convolution((2, 128, 5, 4), (9, 128, 2, 2), True, dict(stride=1, padding=1, dilation=1, groups=1, layout="NCHW")),
     "and in groups": Convolution((1, 7, 6, 64), (70, 32, 4, 4), True, dict(stride=1, padding=1, dilation=1, groups=2, layout="NHWC")),
+    "groups of 2, more than 64 pixels": Convolution((1, 10, 9, 10), (10, 2, 1, 1), True, dict(stride=1, padding=0, dilation=1, groups=5, layout="NCHW")),
+    "groups of 1 and 3, more than 64 pixels": Convolution((1, 9, 10, 15), (5, 3, 1, 2), True, dict(stride=1, padding=0, dilation=1, groups=5, layout="NHWC")),
     "the article's first layer": Convolution((2, 3, 32, 32), (32, 3, 3, 3), True, dict(stride=1, padding=0, dilation=1, groups=1, layout="NCHW")),
 }  # fmt: skip
 CASES = [pytest.param(case, id=name) for name, case in NAMED.items()] + [pytest.param(convolution(seed), id=f"seed {seed}") for seed in SEEDS]
