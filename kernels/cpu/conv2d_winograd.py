@@ -13,7 +13,8 @@ variance 1, output i of one row gets, of every product k, the variance that its 
 
     a_i = sum over k of last[k, i]^2 * |first[k]|^2 * |second[k]|^2       |.|: the 2-norm of a row
 
-(forward: last = A, first = G, second = B^T; weights: last = G, first = B^T, second = A), in two dimensions a_i * a_j. A
+(forward: last = A, first = G, second = B^T; weights: last = G, first = B^T, second = A; images: as forward, or last = B^T, first = G,
+second = A), in two dimensions a_i * a_j. A
 chain of c roundings makes an error of variance c u^2 times that, and the gauge of n terms is n * 2/pi, the mean |x| |w| of
 normal numbers: so norm = u * sqrt(c) * mean(a) * pi / (2 n). Here c counts the terms of the matrices' rows, twice, and n is that of
 one tile and one channel: 9, or M * M for weights. More terms make it smaller: the error grows with the root of their number.
@@ -22,6 +23,7 @@ one tile and one channel: 9, or M * M for weights. More terms make it smaller: t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import ceil
 
 import numpy as np
@@ -33,10 +35,10 @@ from tinynet.kernels.cpu.images import Images, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
 from tinynet.kernels.cpu.tiles import fitting
-from tinynet.kernels.cpu.tiles_winograd import Tiles, pitch
+from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles, pitch, turned_pays
 
 
-def _norm(last, first, second, terms: int) -> float:
+def _norm(last, first, second, terms: float) -> float:
     """See above. first, second: what meets in a product, each as its matrix with a row for each k."""
     last, first, second = (np.array(matrix, float) for matrix in (last, first, second))
     a = (last**2).T @ ((first**2).sum(axis=1) * (second**2).sum(axis=1))
@@ -50,6 +52,8 @@ def _turned(matrix):
 
 VARIANTS = {"winograd": 4, "winograd2": 2}  # name: M
 NORM = {m: _norm(kernels.A[m], kernels.G[m], _turned(kernels.B[m]), 9) for m in VARIANTS.values()}
+# Tiles of dy: (M + 2)^2 sums each, of M * 3 / (M + 2) terms in a row on average (where tiles overlap, sums and terms are more).
+NORM_DX = {m: max(NORM[m], _norm(_turned(kernels.B[m]), kernels.G[m], kernels.A[m], (3 * m / (m + 2)) ** 2)) for m in VARIANTS.values()}
 NORM_DW = {m: _norm(kernels.G[m], _turned(kernels.B[m]), kernels.A[m], m * m) for m in VARIANTS.values()}
 
 
@@ -96,34 +100,71 @@ def _play(phases: list) -> None:
     play(address_of(table), threads.count())
 
 
-def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, flip: bool) -> None:
-    """y = x, after `top` rows and `left` columns of zeros, convolved; flip: with the weights of the images' gradient."""
-    weight, dtype, item, slots = np.ascontiguousarray(weight), x.array.dtype.type, x.item, threads.count()
-    channels, lanes, high, wide = lanes_of(x.channels), lanes_of(y.channels), y.rows + 2, y.columns + 2
-    tiles, w = Tiles(m, y.rows, y.columns, channels, x.channels, lanes, dtype), fitting(lanes, dtype)
+@dataclass
+class _Between:
+    """What a call's main kernel works on: x and y with the steps from pixel to pixel, transformed weights, and scratch memory."""
+
+    x: tuple[int, int, int]
+    x_row: int
+    y: tuple[int, int, int]
+    y_row: int
+    u: int
+    u_pitch: int
+    work: tuple[int, int]
+
+
+def _call(m: int, x: Images, size: tuple[int, int, int, int], weight, weights: dict, y: Images, work: int, main) -> None:
+    """x, as (rows, columns) after (top, left) zeros, through the kernel whose row `main` makes of a _Between, to y. weights: as
+    `weights_in` reads them. work: elements of scratch memory."""
+    dtype, item, slots = x.array.dtype.type, x.item, threads.count()
+    (high, wide, top, left), channels, lanes = size, lanes_of(x.channels), lanes_of(y.channels)
+    w = fitting(lanes, dtype)
     chunks, shares = shared(x.n, y.rows)
     places = _Places(x.n, shares > 1)
     apart = y.first or lanes > y.channels  # else tiles store their outputs where they belong
     entered, made = lines(high * wide * channels, dtype), lines(y.rows * y.columns * lanes, dtype) if apart else 0
     u_pitch = pitch(x.channels * lanes, dtype)
-    u, taps, work, ours, theirs = _cut(dtype, (m + 2) ** 2 * u_pitch, slots * 9 * w, slots * tiles.work, places.copies * entered, places.copies * made)
+    u, taps, scratch, ours, theirs = _cut(dtype, (m + 2) ** 2 * u_pitch, slots * 9 * w, slots * work, places.copies * entered, places.copies * made)
     ours = (ours, *places.steps(entered, item))
     theirs = (theirs, *places.steps(made, item)) if apart else (y.address, 0, y.image * item)
-    if bias is not None:
-        bias = np.pad(bias, (0, lanes - y.channels))
-
-    steps = dict(w_term=9 * weight.shape[1], w_lane=9) if flip else dict(w_term=9, w_lane=9 * weight.shape[1])
-    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **steps, flip=flip, u=u, u_pitch=u_pitch, taps=(taps, 9 * w * item))
-    weights = named(compiled(kernels.weights_in, m, w, dtype), kernels.WEIGHTS, numbers)
-    numbers = dict(
-        **tiles.numbers, iy=wide * channels, ix=channels, x=ours, u=u, u_pitch=u_pitch, bias=0 if bias is None else address_of(bias),
-        work=(work, tiles.work * item), y=theirs, oy=y.columns * lanes, ox=lanes,
-    )  # fmt: skip
-    rows = [_enter(x, high, wide, top, left, ours), named(compiled(kernels.winograd, *tiles.constants, 0, dtype), kernels.WINOGRAD, numbers)]
+    weight = np.ascontiguousarray(weight)
+    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **weights, u=u, u_pitch=u_pitch, taps=(taps, 9 * w * item))
+    transformed = named(compiled(kernels.weights_in, m, w, dtype), kernels.WEIGHTS, numbers)
+    rows = [_enter(x, high, wide, top, left, ours), main(_Between(ours, wide * channels, theirs, y.columns * lanes, u, u_pitch, (scratch, work * item)))]
     if apart:
         numbers = dict(rows=y.rows, columns=y.columns, lanes=lanes, channels=y.channels, x=theirs, y=y.address, y_image=y.image, y_row=y.row, y_column=y.column, y_channel=y.channel)
         rows.append(named(compiled(kernels.leave_lanes, dtype), kernels.LEAVE, numbers))
-    _play([([weights], 1, 1, 16), *places.phases(rows, chunks, shares)])
+    _play([([transformed], 1, 1, 16), *places.phases(rows, chunks, shares)])
+
+
+def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, flip: bool) -> None:
+    """y = x, after `top` rows and `left` columns of zeros, convolved; flip: with the weights of the images' gradient."""
+    dtype, channels, lanes = x.array.dtype.type, lanes_of(x.channels), lanes_of(y.channels)
+    tiles = Tiles(m, y.rows, y.columns, channels, x.channels, lanes, dtype)
+    bias = None if bias is None else np.pad(bias, (0, lanes - y.channels))
+
+    def main(b: _Between):
+        numbers = dict(
+            **tiles.numbers, iy=b.x_row, ix=channels, x=b.x, u=b.u, u_pitch=b.u_pitch, bias=0 if bias is None else address_of(bias),
+            work=b.work, y=b.y, oy=b.y_row, ox=lanes,
+        )  # fmt: skip
+        return named(compiled(kernels.winograd, *tiles.constants, 0, dtype), kernels.WINOGRAD, numbers)
+
+    steps = dict(w_term=9 * weight.shape[1], w_lane=9) if flip else dict(w_term=9, w_lane=9 * weight.shape[1])
+    _call(m, x, (y.rows + 2, y.columns + 2, top, left), weight, dict(steps, flip=flip), y, tiles.work, main)
+
+
+def _convolve_back(m: int, dy: Images, weight, top: int, left: int, dx: Images) -> None:
+    """dx out of tiles of dy. top, left: the convolution's padding."""
+    dtype, channels, lanes = dy.array.dtype.type, lanes_of(dy.channels), lanes_of(dx.channels)
+    tiles = TurnedTiles(m, dy.rows, dy.columns, channels, dy.channels, dx.rows, dx.columns, top, left, lanes, dtype)
+
+    def main(b: _Between):
+        numbers = dict(**tiles.numbers, gy=b.x_row, gx=channels, dy=b.x, u=b.u, u_pitch=b.u_pitch, work=b.work, dx=b.y, dx_y=b.y_row, dx_x=lanes)
+        return named(compiled(kernels.winograd_dx, *tiles.constants, dtype), kernels.WINOGRAD_DX, numbers)
+
+    whole = (ceil(dy.rows / m) * m, ceil(dy.columns / m) * m, 0, 0)
+    _call(m, dy, whole, weight, dict(w_term=9 * weight.shape[1], w_lane=9, flip=False), dx, tiles.work, main)
 
 
 def _forward(m: int, x, weight, bias, out, **window) -> None:
@@ -138,7 +179,10 @@ def _images_gradient(m: int, dy, weight, out, x_shape, **window) -> None:
     dx, sides = images_of(out, window["layout"]), [2 - p for axis in window["padding"] for p in axis]
     if not _takes(m, weight, window["stride"], window["dilation"], window["groups"], dx) or min(sides) < 0:
         return conv2d_simd.conv2d_dx(dy, weight, x_shape=x_shape, **window, out=out)
-    _convolve(m, images_of(np.ascontiguousarray(dy), window["layout"]), weight, None, sides[0], sides[2], dx, flip=True)
+    dy = images_of(np.ascontiguousarray(dy), window["layout"])
+    if turned_pays(m, dy.rows, dy.columns, m, dx.rows, dx.columns):
+        return _convolve_back(m, dy, weight, 2 - sides[0], 2 - sides[2], dx)
+    _convolve(m, dy, weight, None, sides[0], sides[2], dx, flip=True)
 
 
 MOST_SUMS = 1 << 22  # elements of partial sums, over all chunks
@@ -186,7 +230,7 @@ def _register(variant: str, m: int) -> None:
     def conv2d(x, weight, bias, *, stride, padding, dilation, groups, layout, out):
         _forward(m, x, weight, bias, out, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout)
 
-    @implements("conv2d_dx", device="cpu", variant=variant, norm=NORM[m])
+    @implements("conv2d_dx", device="cpu", variant=variant, norm=NORM_DX[m])
     def conv2d_dx(dy, weight, *, x_shape, stride, padding, dilation, groups, layout, out):
         _images_gradient(m, dy, weight, out, x_shape, stride=stride, padding=padding, dilation=dilation, groups=groups, layout=layout)
 

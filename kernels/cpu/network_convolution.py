@@ -148,8 +148,8 @@ class Convolutions(Planner):
 
     depthwise = conv2d
 
-    def transformed(self, unit: Unit, forward: bool, m: int) -> Memory:
-        """The weights as Winograd's products read them."""
+    def transformed(self, unit: Unit, forward: bool, m: int, flip: bool = False) -> Memory:
+        """The weights as Winograd's products read them. flip: with their taps turned around."""
         k, c, _, _ = self.graph.shapes[unit.weight]
         terms, count = (c, k) if forward else (k, c)
         lanes, W = lanes_of(count), tiles.fitting(lanes_of(count), self.T)
@@ -160,7 +160,7 @@ class Convolutions(Planner):
 
         def build():
             w_term, w_lane = (9, 9 * c) if forward else (9 * c, 9)
-            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=not forward, u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
+            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=flip, u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
             return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
 
         self.step("weights, transformed", build, [], prod(self.graph.shapes[unit.weight]) if seen else 4 * u.count, once=True, into=self.prepare, with_before=True)
@@ -189,6 +189,28 @@ class Convolutions(Planner):
             return [(self.kernel(tiles_winograd.winograd, *cut.constants, int(pool)), tiles_winograd.WINOGRAD, numbers)]
 
         self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
+
+    def winograd_dx(self, m: int, unit: Unit, dz: Buffer, padding: tuple[int, int], dx: View, add: View | None, mask: View | None) -> None:
+        """The images' gradient, by tiles of dz."""
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        flops = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
+        dz.need(0, -dz.rows % m, 0, -dz.columns % m)
+        cut = tiles_winograd.TurnedTiles(m, dz.rows, dz.columns, lanes_of(k), k, dx.rows, dx.columns, *padding, lanes_of(c), self.T, self.shares(flops))
+        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
+        u = self.transformed(unit, False, m)
+
+        def build():
+            numbers = dict(
+                cut.numbers, gy=dz.y, gx=dz.x, dy=At(dz), u=At(u, alone=True), u_pitch=tiles_winograd.pitch(k * lanes_of(c), self.T),
+                work=At(work, alone=True), work_slot=work.step, dx=dx.at(), dx_y=dx.y, dx_x=dx.x,
+            )  # fmt: skip
+            if add is not None:
+                numbers.update(add=add.at(), add_y=add.y, add_x=add.x)
+            if mask is not None:
+                numbers.update(mask=mask.at(), mask_y=mask.y, mask_x=mask.x)
+            return [(self.kernel(tiles_winograd.winograd_dx, *cut.constants), tiles_winograd.WINOGRAD_DX, numbers)]
+
+        self.step(f"gradient of the images, Winograd {m} x {m} of dy", build, [dz, dx.memory, add and add.memory, mask and mask.memory], flops)
 
     def conv2d_back(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
@@ -299,12 +321,16 @@ class Convolutions(Planner):
         dz.need(max(-up, 0), max(rows + low - dz.rows, 0), max(-near, 0), max(columns + far - dz.columns, 0))
         mask = self.mask(unit.x)
         dx, before = self.contribution(unit.x)
-        m = tiles_winograd.best_size(h, w) if self.by_winograd(unit) and max(top, left) <= 2 else 0
+        m_dy = self.by_winograd(unit)
+        m = tiles_winograd.best_size(h, w) if m_dy and max(top, left) <= 2 else 0
+        if tiles_winograd.turned_pays(m_dy, dz.rows, dz.columns, m, h, w):
+            self.winograd_dx(m_dy, unit, dz, (top, left), View(dx, c, h, w), None if before is None else View(before, c, h, w), mask)
+            return
         if m:
             dz.need(2 - top, max(h + top - dz.rows, 0), 2 - left, max(w + left - dz.columns, 0))
             share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
             work = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
-            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
+            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m, flip=True), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
             return
         weights, places = self.packed(unit, depthwise), None if depthwise else self.list_of_terms()
         terms = k // groups

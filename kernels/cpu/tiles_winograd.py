@@ -6,6 +6,7 @@ M = 4). Evaluating and interpolating are small constant matrices, so for a tile 
 
     y = A^T [ (G g G^T) * (B^T d B) ] A               forward; and the images' gradient, with turned weights
     dg = G^T [ (B^T d B) * (A dy A^T) ] G             the weights' gradient: the transposed algorithm
+    dd = B [ (G g G^T) * (A dy A^T) ] B^T             the images' gradient again, as tiles of dy that add up where they overlap
 
 The sum over channels is taken between the brackets, where * is elementwise: so it is (M + 2)^2 matrix products, tiles
 x channels by channels x lanes, which run at the processor's peak. The transforms are additions for the most part, and cost
@@ -19,7 +20,10 @@ spreads over its whole tile.
 
 Kernels here read and write NHWC images whose channels are `lanes`: a multiple of 8, or 4, those that are not there 0. The
 last tile of a row or column is moved back until it fits, so a reader meets no pixel beyond the windows of its outputs; only
-`winograd_dw`, which adds up, lets its tiles hang over, and asks for zeros there.
+`winograd_dw` and `winograd_dx`, which add up, let their tiles hang over, and ask for zeros there.
+
+Two ways to the images' gradient: `winograd` cuts dx into tiles, `winograd_dx` dy. Without padding dy is smaller, and may have
+fewer tiles: 9 for the article's 12 x 12 dy, 16 for its 14 x 14 dx. But its transforms write more: `turned_pays` says when.
 
 The kernels' code is in winograd_kernels.py. Next on the walk: conv2d_winograd.py, the kernels as variants of convolution.
 """
@@ -67,18 +71,44 @@ class Tiles:
 
     def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, gradient: bool = False):
         """gradient: for `winograd_dw`, else for `winograd`. shares: into which `winograd` cuts an image, by rows of tiles."""
-        down, across, matrices = ceil(rows / m), ceil(columns / m), (m + 2) ** 2
         few = terms if terms <= FEW and not gradient else 0
-        high, vectors, w = _tile(terms if gradient else ceil(down / shares) * across, lanes, few, gradient, dtype)
+        high, vectors, w, block = _tile(m, ceil(ceil(rows / m) / shares), ceil(columns / m), channels, terms if gradient else few, lanes, lanes, dtype, "dw" if gradient else "y")
         x = fitting(channels, dtype)
         abreast = max(1, TARGET.lanes(dtype) // x) if x == channels else 1
         self.constants = (m, high, vectors, w, x) if gradient else (m, high, vectors, w, x, abreast, few)
-        side, least = (lanes, 1) if gradient else (vectors * w, high)
-        fit = CACHE // (matrices * across * (channels + side) * np.dtype(dtype).itemsize)
-        block = ceil(down / ceil(down / max(1, fit, ceil(least / across))))  # rows of tiles at a time, as many in each block
-        v_pitch, m_pitch = (pitch(max(block * across, least) * n, dtype) for n in (channels, side))
-        self.work = matrices * (v_pitch + m_pitch)
+        v_pitch, m_pitch, products = _work(m, block * ceil(columns / m), channels, lanes if gradient else vectors * w, 1 if gradient else high, dtype)
+        self.work = products
         self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, v_pitch=v_pitch, m_pitch=m_pitch)
+
+
+class TurnedTiles:
+    """As `Tiles`, for `winograd_dx`: rows x columns, channels and terms are dy's; high x wide and lanes dx's, which begins `top` rows and
+    `left` columns after the first window does. shares: into which it cuts an image, by lanes."""
+
+    def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, high: int, wide: int, top: int, left: int, lanes: int, dtype, shares: int = 1):
+        down, across = ceil(rows / m), ceil(columns / m)
+        # One vector of lanes at a time: then a block's products stay in the first cache until they are added up.
+        r, vectors, w, block = _tile(m, down, across, channels, 0, lanes, min(TARGET.lanes(dtype), lanes // shares), dtype, "dx")
+        self.constants = (m, r, vectors, w, fitting(channels, dtype))
+        v_pitch, m_pitch, products = _work(m, block * across, channels, vectors * w, r, dtype)
+        sum_rows, sum_columns = max(down * m + 2, top + high), max(across * m + 2, left + wide)  # of the tiles, and of whoever reads them
+        self.work = products + lines(sum_rows * sum_columns * lanes, dtype)
+        self.numbers = dict(
+            rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, high=high, wide=wide, top=top, left=left,
+            sum_rows=sum_rows, sum_columns=sum_columns, v_pitch=v_pitch, m_pitch=m_pitch,
+        )  # fmt: skip
+
+
+def _work(m: int, tiles: int, channels: int, side: int, least: int, dtype) -> tuple[int, int, int]:
+    """(from one matrix of the first transform to the next, the same of the products or the second one, elements of all) of so many tiles."""
+    v_pitch, m_pitch = (pitch(max(tiles, least) * n, dtype) for n in (channels, side))
+    return v_pitch, m_pitch, (m + 2) ** 2 * (v_pitch + m_pitch)
+
+
+def turned_pays(m: int, rows: int, columns: int, m_dx: int, high: int, wide: int) -> bool:
+    """Whether tiles of dy (m) need at most two thirds of the multiplications of tiles of dx (m_dx; 0: no such tiles)."""
+    count, other = (ceil(r / k) * ceil(c / k) * (k + 2) ** 2 if k else 0 for k, r, c in ((m, rows, columns), (m_dx, high, wide)))
+    return m > 0 and (m_dx == 0 or 3 * count <= 2 * other)
 
 
 def best_size(rows: int, columns: int) -> int:
@@ -92,18 +122,28 @@ def best_size(rows: int, columns: int) -> int:
 
 
 @lru_cache(4096)
-def _tile(rows: int, lanes: int, few: int, whole: bool, dtype) -> tuple[int, int, int]:
-    """(rows, vectors, lanes) of a register tile of the matrix products. few: sums of so many terms, whose weights are in registers
-    too, if it is not 0. whole: it adds to memory, so it must divide them."""
-    full = max(TARGET.lanes(dtype), LEAST_LANES)
+def _tile(m: int, down: int, across: int, channels: int, few: int, lanes: int, most: int, dtype, kind: str) -> tuple[int, int, int, int]:
+    """(tiles, vectors, lanes) of a register tile of the matrix products, and how many rows of tiles make a block, for down x across tiles.
+
+    kind: "y", of `winograd`; "dx"; "dw", whose register tiles are channels x lanes. few: sums of so many terms, whose weights are in
+    registers too, if it is not 0; for "dw", how many channels there are. most: lanes of a register tile."""
+    full, item = max(TARGET.lanes(dtype), LEAST_LANES), np.dtype(dtype).itemsize
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
+            side, held = lanes if kind == "dw" else v * w, few if kind == "y" else 0
+            # What is added to memory must be so once: no tile may be moved back.
+            if v * w > max(min(lanes, most), LEAST_LANES) or kind != "y" and lanes % (v * w):
+                continue
             for r in (1, 2, 3, 4, 6, 8, 9):
-                if r > rows or v * w > lanes or r * v + max(few, 1) * v + 1 > TARGET.registers or r * v > (4 if few else 28) or whole and (rows % r or lanes % (v * w)):
+                if r * v + max(held, 1) * v + 1 > TARGET.registers or r * v > (4 if held else 28) or r > (few if kind == "dw" else down * across) or kind == "dw" and few % r:
                     continue
+                fit = CACHE // ((m + 2) ** 2 * across * (channels + side) * item)
+                block = ceil(down / ceil(down / max(1, fit, ceil((1 if kind == "dw" else r) / across))))  # as many in each block
+                blocks = [min(block, down - top) * across for top in range(0, down, block)]
+                count = few // r * sum(blocks) if kind == "dw" else sum(ceil(tiles / r) for tiles in blocks)
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
-                choices.append((ceil(rows / r) * ceil(lanes / (v * w)) * step, -r * v, r, v, w))
+                choices.append((count * ceil(lanes / (v * w)) * step, -r * v, r, v, w, block))
     return min(choices)[2:]
 
 
@@ -118,6 +158,10 @@ WINOGRAD = fields(
     "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u u_pitch bias work work_slot v_pitch m_pitch "
     "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
+WINOGRAD_DX = fields(
+    "rows columns block channels terms lanes high wide top left sum_rows sum_columns gy gx dy dy_slot dy_image u u_pitch work work_slot v_pitch m_pitch "
+    "dx dx_slot dx_image dx_y dx_x add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x"
+)  # fmt: skip
 WINOGRAD_DW = fields("rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_pitch")
 
 # --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------
@@ -127,8 +171,8 @@ LEAVE = fields("rows columns lanes channels x x_slot x_image y y_image y_row y_c
 
 # --- the kernels, in winograd_kernels.py -------------------------------------------------------------------
 (
-    weights_in, weights_out, winograd, winograd_dw, enter_lanes, leave_lanes,
+    weights_in, weights_out, winograd, winograd_dx, winograd_dw, enter_lanes, leave_lanes,
 ) = kernels_in(
     "winograd_kernels",
-    "weights_in weights_out winograd winograd_dw enter_lanes leave_lanes",
+    "weights_in weights_out winograd winograd_dx winograd_dw enter_lanes leave_lanes",
 )  # fmt: skip

@@ -6,16 +6,16 @@ from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
 from tinynet.kernels.cpu.tiles_kernels import changes, copy, place, transpose, zero
-from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, A, B, G
+from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, WINOGRAD_DX, A, B, G
 
 
 def _turned(matrices: dict) -> dict:
     return {m: tuple(zip(*matrix)) for m, matrix in matrices.items()}
 
 
-# Of a tile's registers and M: B^T d B, A dy A^T, G g G^T; and A^T m A, G^T dm G.
+# Of a tile's registers and M: B^T d B, A dy A^T, G g G^T; and A^T m A, B m B^T, G^T dm G.
 of_images, of_gradients, of_weights = congruence(_turned(B)), congruence(A), congruence(G)
-to_outputs, to_weights = congruence(_turned(A)), congruence(_turned(G))
+to_outputs, to_images, to_weights = congruence(_turned(A)), congruence(B), congruence(_turned(G))
 
 # --- weights: into matrices, and back ---------------------------------------------------------------------------------
 
@@ -187,6 +187,69 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
                             if mask != 0:
                                 acc = kept(acc, loads(passed, i * passed_y + j * passed_x + lane, M, passed_y, M, passed_x, 1, W))
                             stores(y, i * oy + j * ox + lane, M, oy, M, ox, 1, W, acc)
+
+    return kernel
+
+
+def winograd_dx(M, R, V, W, X, T):
+    """The images' gradient, high x wide pixels of `lanes`, out of tiles of dy: B [u * (A dy A^T)] B^T of each is added to where it came
+    from, in scratch memory with room for what the convolution's padding (top, left) and the last tiles leave over.
+
+    rows, columns: of dy, which must be 0 up to their next multiples of M. V * W divides `lanes`. u (`weights_in`): its terms are dy's
+    channels, not flipped. Then `add` and ReLU's mask, as in `winograd`. Shares split the lanes; each transforms dy for itself.
+    """
+    N, LANES, MATRICES, SIDE = R * V, V * W, (M + 2) ** 2, M + 2
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, block = get(row, WINOGRAD_DX.rows), get(row, WINOGRAD_DX.columns), get(row, WINOGRAD_DX.block)
+        channels, terms, lanes = get(row, WINOGRAD_DX.channels), get(row, WINOGRAD_DX.terms), get(row, WINOGRAD_DX.lanes)
+        high, wide, up, left = get(row, WINOGRAD_DX.high), get(row, WINOGRAD_DX.wide), get(row, WINOGRAD_DX.top), get(row, WINOGRAD_DX.left)
+        dy, gy, gx = place(row, WINOGRAD_DX.dy, image, slot, T), get(row, WINOGRAD_DX.gy), get(row, WINOGRAD_DX.gx)
+        u, u_pitch = pointer(get(row, WINOGRAD_DX.u), T), get(row, WINOGRAD_DX.u_pitch)
+        work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DX.work) + slot * get(row, WINOGRAD_DX.work_slot), T), get(row, WINOGRAD_DX.v_pitch), get(row, WINOGRAD_DX.m_pitch)
+        dx, dx_y, dx_x = place(row, WINOGRAD_DX.dx, image, slot, T), get(row, WINOGRAD_DX.dx_y), get(row, WINOGRAD_DX.dx_x)
+        add_to, mask = get(row, WINOGRAD_DX.add), get(row, WINOGRAD_DX.mask)
+        before, before_y, before_x = place(row, WINOGRAD_DX.add, image, slot, T), get(row, WINOGRAD_DX.add_y), get(row, WINOGRAD_DX.add_x)
+        passed, passed_y, passed_x = place(row, WINOGRAD_DX.mask, image, slot, T), get(row, WINOGRAD_DX.mask_y), get(row, WINOGRAD_DX.mask_x)
+
+        blocks, down, across = lanes // LANES, (rows + M - 1) // M, (columns + M - 1) // M
+        first, last = blocks * share // shares * LANES, blocks * (share + 1) // shares * LANES
+        products, sums = MATRICES * v_pitch, MATRICES * (v_pitch + m_pitch)
+        pixels, sums_x, sums_y = get(row, WINOGRAD_DX.sum_rows) * get(row, WINOGRAD_DX.sum_columns), lanes, get(row, WINOGRAD_DX.sum_columns) * lanes
+        for p in range(pixels):
+            for o in range(first, last, W):
+                stores(work, sums + p * sums_x + o, 1, 0, 1, 0, 1, W, zeros(work, 1, W))
+        for top in range(0, down, block):
+            tiles = min(block, down - top) * across
+            for t in range(tiles):
+                at = (top + t // across) * M * gy + t % across * M * gx
+                for c in range(0, channels, X):
+                    c = min(c, channels - X)
+                    stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_gradients(loads(dy, at + c, M, gy, M, gx, 1, X), M))
+            for o in range(first, last, LANES):
+                for k in range(MATRICES):
+                    for t in range(0, tiles, R):
+                        t = max(0, min(t, tiles - R))
+                        acc, p, q = zeros(work, N, W), k * v_pitch + t * channels, k * u_pitch + o
+                        for c in range(terms):
+                            acc = outer_fma(acc, splats(work, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
+                            p += 1
+                            q += lanes
+                        stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                for t in range(tiles):
+                    to = sums + (top + t // across) * M * sums_y + t % across * M * sums_x
+                    for lane in range(o, o + LANES, W):
+                        tile = to_images(loads(work, products + t * LANES + lane - o, MATRICES, m_pitch, 1, 0, 1, W), M)
+                        stores(work, to + lane, SIDE, sums_y, SIDE, sums_x, 1, W, add(tile, loads(work, to + lane, SIDE, sums_y, SIDE, sums_x, 1, W)))
+        for i in range(high):
+            for j in range(wide):
+                for o in range(first, last, W):
+                    acc = loads(work, sums + (i + up) * sums_y + (j + left) * sums_x + o, 1, 0, 1, 0, 1, W)
+                    if add_to != 0:
+                        acc = add(acc, loads(before, i * before_y + j * before_x + o, 1, 0, 1, 0, 1, W))
+                    if mask != 0:
+                        acc = kept(acc, loads(passed, i * passed_y + j * passed_x + o, 1, 0, 1, 0, 1, W))
+                    stores(dx, i * dx_y + j * dx_x + o, 1, 0, 1, 0, 1, W, acc)
 
     return kernel
 

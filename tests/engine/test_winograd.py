@@ -14,9 +14,9 @@ from kernels_by_hand import assert_same, reals, run, truth, whole_numbers
 from tinynet import oracle
 from tinynet.dispatch import find
 from tinynet.kernels.cpu import program, tiles_winograd
-from tinynet.kernels.cpu.conv2d_winograd import NORM, NORM_DW, VARIANTS
+from tinynet.kernels.cpu.conv2d_winograd import NORM, NORM_DW, NORM_DX, VARIANTS
 from tinynet.kernels.cpu.program import address_of, compiled, named
-from tinynet.kernels.cpu.tiles_winograd import Tiles
+from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles
 
 DTYPES = (np.float32, np.float64)
 PLAIN = dict(stride=1, dilation=1, groups=1)
@@ -29,6 +29,9 @@ CASES = {
     "24 lanes to 40": Convolution((2, 24, 6, 6), (40, 24, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
     "four sides": Convolution((2, 9, 8, 4), (6, 4, 3, 3), True, dict(PLAIN, padding=((2, 0), (1, 2)), layout="NHWC")),
     "wide": Convolution((1, 2, 4, 37), (5, 2, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
+    "no padding: dy has fewer tiles": Convolution((2, 20, 6, 8), (17, 20, 3, 3), True, dict(PLAIN, padding=0, layout="NCHW")),
+    "no padding, NHWC, several blocks": Convolution((2, 18, 18, 33), (72, 33, 3, 3), True, dict(PLAIN, padding=0, layout="NHWC")),
+    "padding on one side": Convolution((1, 5, 9, 9), (24, 5, 3, 3), True, dict(PLAIN, padding=((0, 1), (1, 0)), layout="NCHW")),
     "several blocks of tiles": Convolution((2, 33, 39, 31), (36, 33, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
     "many images": Convolution((19, 8, 8, 8), (12, 8, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
 }  # fmt: skip
@@ -86,7 +89,7 @@ def test_the_bounds_are_not_hollow(rng):
         for name, arrays, parameters in calls(case, rng, reals, np.float32):
             want = truth(name, *arrays, **parameters)
             measured = np.linalg.norm(run(name, f"cpu.{variant}", *arrays, **parameters) - want.value) / np.linalg.norm(want.gauge)
-            norm = (NORM_DW if name == "conv2d_dw" else NORM)[m]
+            norm = dict(conv2d=NORM, conv2d_dx=NORM_DX, conv2d_dw=NORM_DW)[name][m]
             assert norm / 100 < measured < norm, (variant, name, measured, norm)
 
 
@@ -206,6 +209,81 @@ def test_shares_of_an_image_give_the_same_bits(size, pool, rng):
     for shares in (2, 3, 8):
         for by_lanes in (0, 1):
             assert_same(layer.play(np.full(shape, np.nan, np.float32), shares, pool, by_lanes=by_lanes), want, f"{shares} shares, by_lanes={by_lanes}")
+
+
+# rows, columns of dy; terms; lanes; padding; rows, columns of dx beyond those that dy reaches
+BACK = [(4, 4, 4, 3, 8, (0, 0), (0, 0)), (4, 12, 12, 16, 32, (0, 0), (0, 0)), (4, 5, 7, 8, 24, (1, 0), (0, 0)), (4, 6, 9, 17, 40, (2, 1), (1, 3)), (2, 5, 4, 8, 16, (0, 1), (0, 0)), (4, 18, 16, 64, 72, (0, 0), (0, 0))]  # fmt: skip
+
+
+class Back:
+    """A layer's dy in a buffer that is 0 around it, its weights in matrices, and the dx that winograd_dx makes of them."""
+
+    def __init__(self, m, rows, columns, terms, lanes, padding, beyond, dtype, rng, images=3):
+        self.m, self.dtype, self.images, self.lanes = m, dtype, images, lanes
+        channels = 4 if terms <= 4 else -(-terms // 8) * 8
+        (top, left), self.high, self.wide = padding, rows + 2 - padding[0] + beyond[0], columns + 2 - padding[1] + beyond[1]
+        self.padding = padding
+        self.dy = np.zeros((images, rows + m, columns + m + 1, channels), dtype)
+        self.dy[:, :rows, :columns, :terms] = reals(rng, (images, rows, columns, terms), dtype)
+        self.weight = reals(rng, (terms, lanes, 3, 3), dtype)
+        self.cut = [TurnedTiles(m, rows, columns, channels, terms, self.high, self.wide, top, left, lanes, dtype, shares) for shares in (1, 2, 8)]
+        self.pitch = tiles_winograd.pitch(terms * lanes, dtype)
+        self.u, taps = np.zeros((m + 2) ** 2 * self.pitch, dtype), np.empty(9 * 4 * 8, dtype)
+        numbers = dict(terms=terms, count=lanes, lanes=lanes, w=address_of(self.weight), w_term=9 * lanes, w_lane=9, u=address_of(self.u), u_pitch=self.pitch, taps=(address_of(taps), 9 * 4 * taps.itemsize))
+        program.run([named(compiled(tiles_winograd.weights_in, m, 4, dtype), tiles_winograd.WEIGHTS, numbers)], 1, 1, 3)
+
+    def _sums(self, dy, weight):
+        (top, left), (_, rows, columns, _) = self.padding, dy.shape
+        dx = np.zeros((self.images, rows + 2, columns + 2, self.lanes))
+        for a in range(3):
+            for b in range(3):
+                dx[:, a : a + rows, b : b + columns] += dy[..., : weight.shape[0]].astype(np.float64) @ weight[:, :, a, b].astype(np.float64)
+        return dx[:, top : top + self.high, left : left + self.wide]
+
+    def near(self, got, want) -> bool:
+        slack = NORM_DX[self.m] * (1 if self.dtype is np.float32 else 2.0**-29) * np.linalg.norm(self._sums(abs(self.dy), abs(self.weight)))
+        return np.linalg.norm(got - want) <= slack
+
+    def truth(self):
+        return self._sums(self.dy, self.weight)
+
+    def play(self, dx, shares=1, kind=0, **more):
+        """kind: a cut for one, for 2 or for 8 shares."""
+        tiles, item = self.cut[kind], dx.itemsize
+        work, step = np.full(8 * tiles.work, np.nan, self.dtype), self.dy.strides
+        numbers = dict(
+            **tiles.numbers, gy=step[1] // item, gx=step[2] // item, dy=(address_of(self.dy), 0, step[0]), u=address_of(self.u), u_pitch=self.pitch, work=(address_of(work), tiles.work * item),
+            dx=(address_of(dx), 0, dx.strides[0]), dx_y=dx.strides[1] // item, dx_x=dx.strides[2] // item, **more,
+        )  # fmt: skip
+        program.run([named(compiled(tiles_winograd.winograd_dx, *tiles.constants, self.dtype), tiles_winograd.WINOGRAD_DX, numbers)], self.images, self.images, shares)
+        return dx
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("size", BACK, ids=str)
+def test_tiles_of_dy_add_up_to_dx(size, dtype, rng):
+    """And another buffer and ReLU's mask follow; the halo stays as it was."""
+    layer = Back(*size, dtype, rng)
+    shape = (layer.images, layer.high + 2, layer.wide + 3, layer.lanes)
+    inner = np.s_[:, 1:-1, 1:-2]
+    dx, other, mask = np.full(shape, 7, dtype), reals(rng, shape, dtype), reals(rng, shape, dtype)
+    assert layer.near(layer.play(dx[inner]), layer.truth())
+    where = {f"{name}_{axis}": step for name in ("add", "mask") for axis, step in (("y", shape[2] * shape[3]), ("x", shape[3]))}
+    layer.play(dx[inner], add=(address_of(other[inner]), 0, other.strides[0]), mask=(address_of(mask[inner]), 0, mask.strides[0]), **where)
+    assert layer.near(dx[inner], np.where(mask[inner] > 0, layer.truth() + other[inner], 0))
+    dx[inner] = 7
+    assert (dx == 7).all(), "the halo was written"
+
+
+@pytest.mark.parametrize("size", BACK, ids=str)
+def test_shares_of_dx_give_the_same_bits(size, rng):
+    """However its lanes are cut, and by however many they are computed."""
+    layer = Back(*size, np.float32, rng)
+    shape = (layer.images, layer.high, layer.wide, layer.lanes)
+    want = layer.play(np.zeros(shape, np.float32))
+    for kind in range(3):
+        for shares in (1, 2, 3, 8):
+            assert_same(layer.play(np.full(shape, np.nan, np.float32), shares, kind), want, f"{shares} shares, cut {kind}")
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
