@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from threading import Thread
 
 import psutil
 
@@ -92,7 +93,10 @@ class OwnProcess:
                     each.kill()
             except psutil.NoSuchProcess:
                 continue  # it ended by itself
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        # The pool's own thread notices soon. Who leaves Python before it has may see a traceback from there, so we wait; but not for ever.
+        ending = Thread(target=self.pool.shutdown, kwargs=dict(cancel_futures=True), daemon=True)
+        ending.start()
+        ending.join(10)
 
 
 class PeerProcess(OwnProcess):
