@@ -70,6 +70,17 @@ def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> l
     return found
 
 
+def axis_of(size: int, before: int, kernel: int, stride: int, dilation: int, outputs: int) -> tiles.Axis:
+    """One axis of a forward convolution, and of its weights' gradient. before: padding."""
+    return tiles.Axis(-before, stride, dilation, kernel, size, outputs)
+
+
+def axis_back(phase: tuple[int, ...], size: int) -> tiles.Axis:
+    """One phase of one axis of the images' gradient, whose taps are read from the last to the first. size: of dy."""
+    _, outputs, _, _, taps, offset, back = phase
+    return tiles.Axis(offset - (taps - 1) * back, 1, back, taps, size, outputs)
+
+
 def span(found) -> tuple[int, int]:
     """The least and the largest offset of any tap."""
     offsets = [offset - m * back for _, _, _, _, count, offset, back in found for m in (0, count - 1) if count]

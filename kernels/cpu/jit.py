@@ -18,8 +18,9 @@ from tinynet.kernels.kept import announced
 
 _SETTINGS = dict(cache=True, nogil=True, error_model="numpy")
 
-# A loop body that other kernels call, compiled into them.
-inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_SETTINGS)
+# A loop body that other kernels call, compiled into them. numba keeps none of these on disk: it would ask whether their own file has
+# changed, not whether what they are made of has (the length of a table's row, an operation of simd.py). Who calls them is kept.
+inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **{**_SETTINGS, "cache": False})
 
 
 @cache

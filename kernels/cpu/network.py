@@ -134,7 +134,7 @@ class Network(Convolutions, Layers):
                 schedule = (1, 1, 0)
                 joins = step.with_before and id(step) not in breaks
             else:
-                schedule = (self.images, self.chunks, self.shares(step.flops))
+                schedule = (self.images, self.chunks, step.shares or self.shares(step.flops))
                 joins = schedule[2] == 1  # shares of one kernel must all be done before the next reads what they wrote
             if joins and found and found[-1][1:] == schedule:
                 found[-1][0].append(step)

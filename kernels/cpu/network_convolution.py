@@ -8,9 +8,13 @@ from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
 from tinynet.kernels.cpu.fuse import Unit
+from tinynet.kernels.cpu.images import axis_back, axis_of
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
+# Weights so large do not stay in the second cache from one image to the next; where each serves but a few pixels of an image, reading them
+# takes longer than the sums.
+HEAVY, FEW_PIXELS = 384 << 10, 32
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 
 
@@ -74,6 +78,16 @@ class Convolutions(Planner):
         outputs = (2 * rows, 2 * columns) if unit.pool else (rows, columns)
         return (kh, kw), window["stride"], window["dilation"], (window["padding"][0][0], window["padding"][1][0]), outputs
 
+    def axes(self, unit: Unit) -> tuple[tiles.Axis, tiles.Axis]:
+        """Rows and columns of its windows."""
+        kernel, stride, dilation, before, outputs = self.taps(unit)
+        return tuple(axis_of(*each) for each in zip(self.shape(unit.x)[1:], before, kernel, stride, dilation, outputs))
+
+    def operations(self, unit: Unit) -> int:
+        """Of its sums, without the terms that lie in padding; those of either gradient are as many."""
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        return 2 * k * c * prod(axis.met() for axis in self.axes(unit))
+
     def conv_input(self, unit: Unit, overhang: int = 1) -> View:
         """overhang: outputs are computed in multiples of it."""
         (kh, kw), stride, dilation, (top, left), (rows, columns) = self.taps(unit)
@@ -81,6 +95,13 @@ class Convolutions(Planner):
         low = (ceil(rows / overhang) * overhang - 1) * stride[0] + reach(kh, dilation[0]) - top - h
         far = (ceil(columns / overhang) * overhang - 1) * stride[1] + reach(kw, dilation[1]) - left - w
         return self.image(unit.x, (top, max(low, 0), left, max(far, 0)), planar=unit.kind == "conv2d" and not self.by_winograd(unit))
+
+    def blocks(self, unit: Unit) -> int:
+        """Into how many shares the lanes of a convolution are cut, so that each goes over all images while its weights are in the second
+        cache; 0 where images are better taken one by one."""
+        rows, columns = self.taps(unit)[4]
+        size = prod(self.graph.shapes[unit.weight]) * self.item
+        return ceil(size / HEAVY) if size > HEAVY and rows * columns <= FEW_PIXELS and unit.window["groups"] == 1 else 0
 
     def list_of_terms(self) -> Memory:
         """Scratch memory in which `conv` lists the terms of its sums."""
@@ -110,8 +131,8 @@ class Convolutions(Planner):
         if unit.pool and self.needs[unit.output]:
             winner = self.views[unit.output, "winner"] = self.buffer(k, y.rows, y.columns, what=f"winners of value {unit.output}")
             winner.halo = y.memory.halo  # at the same places
-        flops = 2 * rows * columns * prod(self.graph.shapes[unit.weight])
-        places = None if m or depthwise else self.list_of_terms()
+        flops, (vertical, _) = self.operations(unit), self.axes(unit)
+        places, blocks = None if m or depthwise else self.list_of_terms(), 0 if m else self.blocks(unit)
         if m:
             self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
@@ -119,7 +140,7 @@ class Convolutions(Planner):
         def build():
             numbers = dict(
                 taps_a=kh, taps_b=kw, terms=c, ta=dilation[0] * x.y, tb=dilation[1] * x.x, tc=x.channel, iy=stride[0] * x.y, ix=stride[1] * x.x,
-                lanes=lanes, x=x.at(-top, -left), x_first=stride[0] * x.y, w=At(w, alone=True), y=y.at(), y_first=y.y, oy=y.y, ox=y.x, relu=unit.relu,
+                lanes=lanes, by_lanes=blocks, x=x.at(-top, -left), x_first=stride[0] * x.y, w=At(w, alone=True), y=y.at(), y_first=y.y, oy=y.y, ox=y.x, relu=unit.relu,
             )  # fmt: skip
             if bias is not None:
                 numbers.update(bias=At(bias, alone=True))
@@ -131,8 +152,8 @@ class Convolutions(Planner):
                 return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
             numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
             one_run(numbers)
-            shares, listed = self.shares(flops), tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
-            numbers.update(places=At(places, alone=True), places_slot=places.step)
+            shares, listed = 1 if blocks else self.shares(flops), tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
+            numbers.update(places=At(places, alone=True), places_slot=places.step, **vertical.numbers("row"))
             segments = 1 if listed else kh * kw
             if unit.pool:
                 numbers.update(outputs=y.rows, limit=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
@@ -141,10 +162,10 @@ class Convolutions(Planner):
                 _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)
                 return [(self.kernel(tiles.conv_pool, wide // 2, v, width, step, listed), tiles.CONV, numbers)]
             numbers.update(outputs=rows, limit=rows, columns=columns)
-            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T)
+            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T, axis=vertical)
             return [(self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers)]
 
-        self.step(unit.name, build, [x.memory, y.memory, other and other.memory, winner], flops)
+        self.step(unit.name, build, [x.memory, y.memory, other and other.memory, winner], flops, shares=blocks)
 
     depthwise = conv2d
 
@@ -193,7 +214,7 @@ class Convolutions(Planner):
     def winograd_dx(self, m: int, unit: Unit, dz: Buffer, padding: tuple[int, int], dx: View, add: View | None, mask: View | None) -> None:
         """The images' gradient, by tiles of dz."""
         k, c, _, _ = self.graph.shapes[unit.weight]
-        flops = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
+        flops = self.operations(unit)
         dz.need(0, -dz.rows % m, 0, -dz.columns % m)
         cut = tiles_winograd.TurnedTiles(m, dz.rows, dz.columns, lanes_of(k), k, dx.rows, dx.columns, *padding, lanes_of(c), self.T, self.shares(flops))
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
@@ -272,7 +293,7 @@ class Convolutions(Planner):
             numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
-        self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
+        self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], self.operations(unit))
         self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
 
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
@@ -290,7 +311,7 @@ class Convolutions(Planner):
             steps = (dilation[0] * x.y, dilation[1] * x.x, x.channel)
             if depthwise:
                 return tiles.DepthwiseWeights((kh, kw), steps, lanes, self.T)
-            return tiles.Weights((kh, kw, c), steps, lanes, groups, self.T)
+            return tiles.Weights((kh, kw, c), steps, lanes, groups, self.axes(unit), self.T)
 
         sums = self.summed(0, f"weights of value {unit.output}")
         sums.size = lambda: tile().size
@@ -307,7 +328,7 @@ class Convolutions(Planner):
             numbers = dict(x=At(sums, alone=True), chunks=self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
             return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 
-        self.step("gradient of the weights", build, [x.memory, dz], 2 * rows * columns * prod(self.graph.shapes[unit.weight]))
+        self.step("gradient of the weights", build, [x.memory, dz], self.operations(unit))
         self.step("sums of chunks", gather, [], 16 * prod(self.graph.shapes[unit.weight]), once=True, into=self.finish, with_before=True)
 
     def conv_dx(self, unit: Unit, dz: Buffer) -> None:
@@ -329,17 +350,19 @@ class Convolutions(Planner):
         if m:
             dz.need(2 - top, max(h + top - dz.rows, 0), 2 - left, max(w + left - dz.columns, 0))
             share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
-            work = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
-            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m, flip=True), (h, w), share, lanes_of(c), work, add=prior, mask=mask)
+            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m, flip=True), (h, w), share, lanes_of(c), self.operations(unit), add=prior, mask=mask)
             return
         weights, places = self.packed(unit, depthwise), None if depthwise else self.list_of_terms()
         terms = k // groups
         lanes = lanes_of(c) if groups == 1 else lanes_of(k) if depthwise else c
-        flops = 2 * dz.rows * dz.columns * prod(self.graph.shapes[unit.weight])
+        flops, blocks = self.operations(unit), self.blocks(unit)
+        shares = 1 if blocks else self.shares(flops)
 
         def build():
             found, step = [], tiles.pixel_step(dz.x, flops, WORTH_A_KERNEL)
-            for phase, many, u, su, mu, offset, back in down:
+            for vertical in down:
+                phase, many, u, su, mu, _, back = vertical
+                axis = axis_back(vertical, dz.rows)
                 for side, wide, v, sv, mv, shift, aside in across:
                     tap = lanes if depthwise else terms * lanes
                     # from the last tap to the first: then dy is read forward, and the taps of a row may be one run
@@ -349,8 +372,8 @@ class Convolutions(Planner):
                     way = -1 if depthwise else 1
                     numbers = dict(
                         outputs=many, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms, ta=back * dz.y, tb=aside * dz.x, tc=1,
-                        wa=way * su * kw * tap, wb=way * sv * tap, w_term=lanes, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, x_group=terms, w_group=kh * kw * terms * lanes,
-                        x=At(dz, 0, offset - (mu - 1) * back, shift - (mv - 1) * aside), x_first=dz.y, w=At(weights, (top_tap * kw + left_tap) * tap, alone=True),
+                        wa=way * su * kw * tap, wb=way * sv * tap, w_term=lanes, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, by_lanes=blocks, x_group=terms, w_group=kh * kw * terms * lanes,
+                        x=At(dz, 0, axis.first, shift - (mv - 1) * aside), x_first=dz.y, w=At(weights, (top_tap * kw + left_tap) * tap, alone=True),
                         y=At(dx, 0, phase, side), y_first=stride[0] * dx.y, oy=stride[0] * dx.y, ox=stride[1] * dx.x,
                     )  # fmt: skip
                     if before is not None:
@@ -362,11 +385,11 @@ class Convolutions(Planner):
                         found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
                     else:
                         listed = tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
-                        numbers.update(places=At(places, alone=True), places_slot=places.step)
-                        tile = tiles.best(max(many // self.shares(flops), 1), wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), self.T)
+                        numbers.update(places=At(places, alone=True), places_slot=places.step, **axis.numbers("row"))
+                        tile = tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), self.T, axis=axis if mu else None)
                         found.append((self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers))
             return found
 
-        self.step("gradient of the images", build, [dz, dx, before, mask and mask.memory], flops)
+        self.step("gradient of the images", build, [dz, dx, before, mask and mask.memory], flops, shares=blocks)
 
     depthwise_dx = conv_dx

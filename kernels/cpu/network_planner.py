@@ -46,7 +46,8 @@ class View:
 class Step:
     """One kernel's rows. build: called when memory is laid out; touches: buffers it reads or writes.
 
-    once: it runs once for all images; with_before: in the same phase as the step before it.
+    once: it runs once for all images; with_before: in the same phase as the step before it. shares: into which an image is cut, and
+    each taken from image to image, in a phase of its own; 0: as many as its operations are worth.
     """
 
     what: str
@@ -55,6 +56,7 @@ class Step:
     flops: float = 0
     once: bool = False
     with_before: bool = False
+    shares: int = 0
 
 
 class Planner:
@@ -70,8 +72,8 @@ class Planner:
     def buffer(self, channels: int, rows: int = 1, columns: int = 1, planar: bool = False, what: str = "") -> Buffer:
         return self.memory(Buffer(channels, rows, columns, planar, what))
 
-    def step(self, what: str, build, touches, flops: float = 0, once: bool = False, into: list | None = None, with_before: bool = False) -> None:
-        (self.steps if into is None else into).append(Step(what, build, [t for t in touches if isinstance(t, Buffer)], flops, once, with_before))
+    def step(self, what: str, build, touches, flops: float = 0, once: bool = False, into: list | None = None, with_before: bool = False, shares: int = 0) -> None:
+        (self.steps if into is None else into).append(Step(what, build, [t for t in touches if isinstance(t, Buffer)], flops, once, with_before, shares))
 
     def kernel(self, factory, *constants) -> int:
         return compiled(factory, *constants, self.T)

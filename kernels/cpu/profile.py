@@ -11,7 +11,7 @@ So the sum of the steps is not quite the time of the whole, and both are shown.
 Beside its time a step has operations, floating-point ones that the definition asks for (an addition and a
 multiplication each count, as do exp, log, division and comparison; copies have none), and bytes: each array that it
 reads or writes once a call, twice if it is updated. A call is one image, or all of them where the step runs once.
-Halos, empty lanes and scratch memory don't count.
+Halos, empty lanes and scratch memory don't count, nor do a convolution's terms that lie in its padding.
 """
 
 from __future__ import annotations

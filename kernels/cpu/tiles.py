@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,11 +40,37 @@ def dividing(lanes: int, dtype) -> int:
     return next((w for w in widths(dtype) if lanes % w == 0), 1)
 
 
+class Axis(NamedTuple):
+    """One axis of a convolution: output i of `outputs` meets, by tap t of `taps`, input first + i * step + t * tap of `size`, or padding."""
+
+    first: int
+    step: int
+    tap: int
+    taps: int
+    size: int
+    outputs: int
+
+    def met(self, together: int = 1) -> int:
+        """How many taps meet an input, of all outputs; `together`: of so many in a row, which are computed with all taps that one of them has."""
+        found = 0
+        for i in range(0, self.outputs, together):
+            start = self.first + max(0, min(i, self.outputs - together)) * self.step
+            found += sum(start + (together - 1) * self.step + t * self.tap >= 0 and start + t * self.tap < self.size for t in range(self.taps))
+        return found
+
+    def numbers(self, name: str) -> dict[str, int]:
+        """What a kernel must know to leave out taps that meet nothing but padding; {} if there are none."""
+        if self.met() == self.outputs * self.taps:
+            return {}
+        return {f"x_{name}s": self.size, f"{name}_first": self.first, f"{name}_step": self.step, f"{name}_tap": self.tap}
+
+
 @lru_cache(4096)
-def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False) -> tuple[int, int, int, int]:
+def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
-    pooled: two rows, and an even number of columns."""
+    pooled: two rows, and an even number of columns. axis: of rows, if some of their taps are left out."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
+    met = {r: axis.met(r) / (ceil(axis.outputs / r) * axis.taps) for r in {r for r, _ in PIXELS}} if axis else {}
     choices = []
     for w in widths(dtype):
         share = w / full  # of a whole register
@@ -57,8 +84,8 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
                     continue
                 streamed = v * w * 4 / 32 if terms * v * w * 4 > 24_000 else 0  # weights beyond the first cache
                 step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + 0.3 * streamed + 0.25 * (pixels * 0.5 + v) + (0.1 * pixels if v == 1 else 0)
-                count = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w))
-                choices.append((count * (terms * step + 25 * segments + 30 + 2 * pixels * v), r, c, v, w))
+                count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
+                choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
 
 
@@ -90,8 +117,8 @@ class Weights:
     A tile's places run along the longest axis; where there are only a few channels, along these and the taps of a row.
     """
 
-    def __init__(self, extents: tuple[int, int, int], steps: tuple[int, int, int], lanes: int, groups: int, dtype):
-        """extents, steps: of x along the weights' rows, columns and channels."""
+    def __init__(self, extents: tuple[int, int, int], steps: tuple[int, int, int], lanes: int, groups: int, axes: tuple[Axis, Axis], dtype):
+        """extents, steps: of x along the weights' rows, columns and channels. axes: rows and columns."""
         kh, kw, c = extents
         rows, columns, channels = zip(extents, steps, (kw, 1, kh * kw))  # the last: its steps in the canonical gradient
         none = (1, 0, 0)
@@ -104,7 +131,9 @@ class Weights:
         self.constants = high[0], wide, vectors, w
         self.units = groups * ceil(lanes / (vectors * w)) * outer[0] * inner[0] * ceil(length[0] / wide)
         self.size = self.units * high[0] * wide * vectors * w
-        self.numbers = dict(outer=outer[0], inner=inner[0], length=length[0], ta=outer[1], tb=inner[1], tr=high[1], tj=length[1])
+        self.numbers = dict(outer=outer[0], inner=inner[0], length=length[0], ta=outer[1], tb=inner[1], tr=high[1], tj=length[1], **axes[0].numbers("row"))
+        if inner is columns:  # so one column of the weights at a time
+            self.numbers.update(axes[1].numbers("column"))
         self.width = w
         self.gathered = dict(
             units=self.units, lanes=lanes, vectors=vectors * w, high=high[0], wide=wide, outer=outer[0], inner=inner[0], length=length[0],
@@ -150,7 +179,7 @@ def pixel_step(step: int, flops: float, worth: float = WORTH) -> int:
 
 CONV = fields(
     "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
-    "x x_slot x_image x_first w bias y y_slot y_image y_first oy ox "
+    "x x_slot x_image x_first x_rows row_first row_step row_tap w bias y y_slot y_image y_first oy ox "
     "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image places places_slot"
 )  # fmt: skip
 LONG_RUN, MOST_LISTED = 32, 512
@@ -165,7 +194,10 @@ def listed(taps: int, terms: int) -> int:
 
 
 PLACES = fields("rows columns groups count lanes width x x_slot x_image x_row x_first y y_slot y_image y_channel y_column")
-DW = fields("height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block")
+DW = fields(
+    "height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block "
+    "x_rows row_first row_step row_tap x_columns column_first column_step column_tap"
+)
 
 # --- matrix product --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,14 @@ def inside(first, step, count, size):
 
 
 @inline
+def met(first, last, step, count, size):
+    """The first and the last + 1 of `count` taps, of which one place from `first` to `last` finds something in 0 ... size - 1 at
+    place + tap * step; equal where there is none."""
+    low = min(inside(last, step, count, size)[0], count)
+    return low, max(low, min(inside(first, step, count, size)[1], count))
+
+
+@inline
 def zero(y, at, count):
     for j in range(count):
         put(y, at + j, 0.0)
@@ -296,7 +304,6 @@ def list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, wc):
                 put(places, 2 * count, a * ta + b * tb + c * tc)
                 put(places, 2 * count + 1, a * wa + b * wb + c * wc)
                 count += 1
-    return count
 
 
 def conv(R, C, V, W, STEP, LISTED, T):
@@ -339,27 +346,32 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
         if get(row, CONV.by_lanes) != 0:
             begin, end, first_block, last_block = 0, limit, last_block * share // shares, last_block * (share + 1) // shares
         xo, yo, rows = begin * get(row, CONV.x_first), begin * get(row, CONV.y_first), end - begin
-        places, listed = pointer(get(row, CONV.places) + slot * get(row, CONV.places_slot), np.int64), 0
+        places = pointer(get(row, CONV.places) + slot * get(row, CONV.places_slot), np.int64)
         if LISTED:
-            listed = list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, w_term)
+            list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, w_term)
+        x_rows, row_first, row_step, row_tap = get(row, CONV.x_rows), get(row, CONV.row_first), get(row, CONV.row_step), get(row, CONV.row_tap)
+        low, high = 0, taps_a  # rows of taps that meet x, and not only padding
         for g in range(groups):
             for block in range(first_block, last_block):
                 o = min(block * LANES, lanes - LANES)
                 for i in range(0, rows, R):
                     i = min(i, rows - R)
+                    if x_rows > 0:
+                        top = row_first + SIDE * (begin + i) * row_step
+                        low, high = met(top, top + (HIGH - 1) * row_step, row_tap, taps_a, x_rows)
                     for j in range(0, columns, C):
                         j = min(j, columns - C)
                         acc = zeros(y, N, W)
                         p, q = xo + g * x_group + SIDE * (i * iy + j * ix), g * w_group + o
                         if LISTED:
-                            for t in range(listed):
+                            for t in range(low * taps_b * terms, high * taps_b * terms):
                                 at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
                                 if STEP:
                                     acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
                                 else:
                                     acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
                         else:
-                            for a in range(taps_a):
+                            for a in range(low, high):
                                 for b in range(taps_b):
                                     at, v = p + a * ta + b * tb, q + a * wa + b * wb
                                     for c in range(terms):
@@ -408,20 +420,27 @@ def conv_dw(HIGH, WIDE, V, W, T):
         groups, lanes, x_group, block = get(row, DW.groups), get(row, DW.lanes), get(row, DW.x_group), get(row, DW.block)
         x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
         partial = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T)
+        x_rows, row_first, row_step, row_tap = get(row, DW.x_rows), get(row, DW.row_first), get(row, DW.row_step), get(row, DW.row_tap)
+        x_columns, column_first, column_step, column_tap = get(row, DW.x_columns), get(row, DW.column_first), get(row, DW.column_step), get(row, DW.column_tap)
+        top, bottom, left, right = 0, height, 0, columns  # pixels of dy that meet one of x by a tap
         for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
             last, unit = min(first + block, height), 0
             for g in range(groups):
                 for o in range(0, lanes, LANES):
                     o = min(o, lanes - LANES)
                     for a in range(outer):
+                        if x_rows > 0:
+                            top, bottom = inside(row_first + a * row_tap, row_step, height, x_rows)
                         for b in range(inner):
+                            if x_columns > 0:
+                                left, right = inside(column_first + b * column_tap, column_step, columns, x_columns)
                             for t in range(0, length, WIDE):
                                 if unit % shares == share:
                                     at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
                                     acc = zeros(partial, N, W)
-                                    for i in range(first, last):
-                                        p, q = at + i * iy, i * gy + g * lanes + o
-                                        for j in range(columns):
+                                    for i in range(max(first, top), min(last, bottom)):
+                                        p, q = at + i * iy + left * ix, i * gy + left * gx + g * lanes + o
+                                        for j in range(left, right):
                                             acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
                                             p += ix
                                             q += gx

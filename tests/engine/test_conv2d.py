@@ -8,10 +8,12 @@ import torch
 from geometries import Convolution, convolution, from_nchw, to_nchw
 from kernels_by_hand import assert_honest, assert_same, reals, run, truth, whole_numbers
 
+import tinynet
 from tinynet import oracle
 from tinynet.dispatch import find, variants
 from tinynet.geometry import nchw
 from tinynet.kernels.contract import CONTRACTS
+from tinynet.kernels.cpu import tiles
 
 SEEDS = range(120)
 DTYPES = (np.float32, np.float64)
@@ -180,3 +182,59 @@ def test_layouts_are_two_views_of_one_convolution(rng):
     for device in ("cpu", "reference"):
         y = run("conv2d", device, last, weight, bias, **Convolution(last.shape, weight.shape, True, dict(options, layout="NHWC")).window)
         oracle.assert_matches(to_nchw(y, "NHWC"), want, name=device)
+
+
+AXES = [(-2, 1, 1, 5, 7, 7), (-1, 1, 1, 3, 3, 3), (-5, 3, 2, 3, 4, 6), (-4, 1, 1, 2, 3, 8), (0, 1, 1, 3, 9, 7), (-3, 2, 3, 4, 6, 5), (2, 1, 2, 1, 3, 2), (0, 1, 1, 0, 3, 2)]
+
+
+@pytest.mark.parametrize("axis", [tiles.Axis(*numbers) for numbers in AXES], ids=str)
+def test_taps_that_meet_an_input_are_counted(axis):
+    meets = [[0 <= axis.first + i * axis.step + t * axis.tap < axis.size for t in range(axis.taps)] for i in range(axis.outputs)]
+    assert axis.met() == sum(map(sum, meets))
+    assert (axis.numbers("row") == {}) == all(map(all, meets))
+    for together in range(1, min(3, axis.outputs) + 1):
+        starts = [min(i, axis.outputs - together) for i in range(0, axis.outputs, together)]
+        exact = [sum(any(row[t] for row in meets[s : s + together]) for t in range(axis.taps)) for s in starts]
+        between = [sum(1 for t in range(axis.taps) if any(row[t] for row in meets[s:]) and any(row[t] for row in meets[: s + together])) for s in starts]
+        assert sum(exact) <= axis.met(together) <= max(sum(between), sum(exact))
+
+
+def test_nothing_is_added_for_rows_of_padding():
+    """An infinite weight that meets nothing but zeros of padding, and for weights' gradients any pixel that does, is left out: 0 * inf
+    would be NaN. (Columns of padding are only left out in weights' gradients: lanes and pixels of a row are computed together.)"""
+    window = dict(stride=1, padding=((1, 1), (0, 0)), dilation=1, groups=1, layout="NHWC")
+    x, weight = np.ones((2, 1, 9, 8), np.float32), np.ones((16, 8, 3, 3), np.float32)
+    weight[:, :, [0, 2]] = np.inf
+    y = run("conv2d", "cpu", x, weight, None, **window)
+    assert_same(y, np.full((2, 1, 7, 16), 24, np.float32))
+    dx = run("conv2d_dx", "cpu", y, weight, **window, x_shape=x.shape)
+    assert np.isfinite(dx).all()
+    square = dict(window, padding=1)
+    dy = np.full((2, 5, 5, 16), 1, np.float32)
+    dy[:, 0] = dy[:, :, 0] = np.inf
+    dw = run("conv2d_dw", "cpu", dy, np.ones((2, 5, 5, 8), np.float32), **square, weight_shape=(16, 8, 3, 3))
+    assert np.isinf(dw[:, :, 1:, :]).all() and np.isinf(dw[:, :, :, 1:]).all(), "its first row or column meets pixels"
+    assert_same(dw[:, :, 0, 0], np.full((16, 8), 32, np.float32))
+
+
+@pytest.mark.parametrize("images", [1, 3, 8])
+def test_weights_larger_than_a_cache_are_gone_over_lane_by_lane(images):
+    """The same sums, whoever computes which lanes, and however many threads there are."""
+    rng = np.random.default_rng(3)
+    model = tinynet.nn.Sequential(tinynet.nn.Conv2d(120, 136, 3, padding=1), tinynet.nn.ReLU(), tinynet.nn.Conv2d(136, 130, 3, stride=2, padding=1))
+    for p in model.parameters():
+        p.data[...] = whole_numbers(rng, p.shape, np.float32)
+    x = tinynet.tensor(whole_numbers(rng, (images, 120, 4, 3), np.float32), requires_grad=True)
+    dy = whole_numbers(rng, model(x).shape, np.float32)
+
+    def results(function) -> list:
+        for t in (x, *model.parameters()):
+            t.grad = None
+        y = function(x)
+        y.backward(dy)
+        return [y.numpy(), x.grad, *(p.grad for p in model.parameters())]
+
+    fast = tinynet.compile(model)
+    for got, want in zip(results(fast), results(model), strict=True):
+        assert_same(got, want)
+    assert [len(steps) for steps, *_ in next(iter(fast.plans.values())).programs[0].network.phases[0]].count(1) >= 2, "each of them is a phase of its own"
