@@ -19,7 +19,7 @@ from tinynet.geometry import output_size, reach
 from tinynet.kernels.contract import CONTRACTS, implements
 from tinynet.kernels.cpu import threads, tiles
 from tinynet.kernels.cpu.conv2d_simd import PLACES, conv2d, laid
-from tinynet.kernels.cpu.images import Entering, Images, Leaving, axis_of, shared, widened, with_lanes
+from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
 from tinynet.kernels.cpu.pool2d_simd import max_pool2d
 
@@ -76,7 +76,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
         rows=y.rows, columns=y.columns, groups=groups, count=count, lanes=lanes, width=width, x=(chosen, result.slot, result.image * item),
         x_row=result.row, x_first=result.first_row, y=(ARGMAX, 0, 4 * y.image), y_channel=y.channel, y_column=y.column,
     )  # fmt: skip
-    numbers.update(axis_of(x.rows, top, kh, stride[0], dilation[0], 2 * y.rows).numbers("row"))
+    numbers.update(tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, 2 * y.rows).numbers("row"))
     listed, places = tiles.listed(kh * kw, c), lines(groups * w_group, dtype)
     numbers.update(places=(w + places * item, PLACES))
     _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True)

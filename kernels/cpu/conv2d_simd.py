@@ -37,7 +37,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_depthwise as depthwise
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, axis_back, axis_of, phases, shared, span, widened, with_lanes
+from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, axis_back, phases, shared, span, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -96,7 +96,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
         y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
     listed, places = tiles.listed(kh * kw, c), lines(groups * w_group, dtype)
-    axis = axis_of(x.rows, top, kh, stride[0], dilation[0], y.rows)
+    axis = tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, y.rows)
     numbers.update(places=(w + places * y.item, PLACES), **axis.numbers("row"))
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, axis=axis)
     kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), listed, dtype)
@@ -142,7 +142,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
         for side, wide, v, sv, mv, shift, aside in across:
             least = rows // shares if many == rows else 1
             listed, axis = tiles.listed(mu * mv, terms), axis_back(vertical, dy.rows)
-            tile = tiles.best(least, wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), dtype, axis=axis if mu else None)
+            tile = tiles.best(least, wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), dtype, axis=axis)
             # rows from the last tap to the first: then dy is read forward
             start = (axis.first - up if copy.needed else axis.first) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
             numbers = dict(
@@ -180,7 +180,7 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     # Few images: parts share one's tiles, and all of them read the copies, which are made in a phase of their own then.
     apart = dy.n <= MOST_CHUNKS // 2
     copy = Entering(x, stride[0], top, reach(kh, dilation[0]), (left, right), dy.rows, 0, any(map(any, padding)), apart)
-    axes = axis_of(x.rows, top, kh, stride[0], dilation[0], dy.rows), axis_of(x.columns, left, kw, stride[1], dilation[1], dy.columns)
+    axes = tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, dy.rows), tiles.Axis(-left, stride[1], dilation[1], kw, x.columns, dy.columns)
     tile = Weights((kh, kw, c), (dilation[0] * copy.row, dilation[1] * copy.column, copy.channel), lanes, groups, axes, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     chunks = max(1, min(dy.n, MOST_CHUNKS, MOST_SUMS // tile.size))

@@ -176,13 +176,13 @@ def _forward(m: int, x, weight, bias, out, **window) -> None:
 
 
 def _images_gradient(m: int, dy, weight, out, x_shape, **window) -> None:
-    dx, sides = images_of(out, window["layout"]), [2 - p for axis in window["padding"] for p in axis]
-    if not _takes(m, weight, window["stride"], window["dilation"], window["groups"], dx) or min(sides) < 0:
+    dx, ((top, bottom), (left, right)) = images_of(out, window["layout"]), window["padding"]
+    if not _takes(m, weight, window["stride"], window["dilation"], window["groups"], dx) or max(top, bottom, left, right) > 2:
         return conv2d_simd.conv2d_dx(dy, weight, x_shape=x_shape, **window, out=out)
     dy = images_of(np.ascontiguousarray(dy), window["layout"])
     if turned_pays(m, dy.rows, dy.columns, m, dx.rows, dx.columns):
-        return _convolve_back(m, dy, weight, 2 - sides[0], 2 - sides[2], dx)
-    _convolve(m, dy, weight, None, sides[0], sides[2], dx, flip=True)
+        return _convolve_back(m, dy, weight, top, left, dx)
+    _convolve(m, dy, weight, None, 2 - top, 2 - left, dx, flip=True)
 
 
 MOST_SUMS = 1 << 22  # elements of partial sums, over all chunks

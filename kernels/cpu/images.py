@@ -70,11 +70,6 @@ def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> l
     return found
 
 
-def axis_of(size: int, before: int, kernel: int, stride: int, dilation: int, outputs: int) -> tiles.Axis:
-    """One axis of a forward convolution, and of its weights' gradient. before: padding."""
-    return tiles.Axis(-before, stride, dilation, kernel, size, outputs)
-
-
 def axis_back(phase: tuple[int, ...], size: int) -> tiles.Axis:
     """One phase of one axis of the images' gradient, whose taps are read from the last to the first. size: of dy."""
     _, outputs, _, _, taps, offset, back = phase

@@ -16,11 +16,11 @@ from numba.core import event
 
 from tinynet.kernels.kept import announced
 
-_SETTINGS = dict(cache=True, nogil=True, error_model="numpy")
+_SETTINGS = dict(nogil=True, error_model="numpy")
 
 # A loop body that other kernels call, compiled into them. numba keeps none of these on disk: it would ask whether their own file has
 # changed, not whether what they are made of has (the length of a table's row, an operation of simd.py). Who calls them is kept.
-inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **{**_SETTINGS, "cache": False})
+inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_SETTINGS)
 
 
 @cache
@@ -47,12 +47,12 @@ def launched_safely(kernel):
 
 def parallel(function):
     """A kernel: its prange loop runs on all threads."""
-    return launched_safely(numba.njit(parallel=True, fastmath={"contract"}, **_SETTINGS)(function))
+    return launched_safely(numba.njit(parallel=True, cache=True, fastmath={"contract"}, **_SETTINGS)(function))
 
 
 def parallel_dot(function):
     """A kernel with sums that a loop carries in one scalar."""
-    return launched_safely(numba.njit(parallel=True, fastmath={"contract", "reassoc", "nsz"}, **_SETTINGS)(function))
+    return launched_safely(numba.njit(parallel=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, **_SETTINGS)(function))
 
 
 def readable(a: np.ndarray) -> np.ndarray:

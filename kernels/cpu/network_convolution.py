@@ -8,7 +8,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
 from tinynet.kernels.cpu.fuse import Unit
-from tinynet.kernels.cpu.images import axis_back, axis_of
+from tinynet.kernels.cpu.images import axis_back
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
@@ -81,7 +81,7 @@ class Convolutions(Planner):
     def axes(self, unit: Unit) -> tuple[tiles.Axis, tiles.Axis]:
         """Rows and columns of its windows."""
         kernel, stride, dilation, before, outputs = self.taps(unit)
-        return tuple(axis_of(*each) for each in zip(self.shape(unit.x)[1:], before, kernel, stride, dilation, outputs))
+        return tuple(tiles.Axis(-b, *rest) for b, *rest in zip(before, stride, dilation, kernel, self.shape(unit.x)[1:], outputs))
 
     def operations(self, unit: Unit) -> int:
         """Of its sums, without the terms that lie in padding; those of either gradient are as many."""
@@ -386,7 +386,7 @@ class Convolutions(Planner):
                     else:
                         listed = tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
                         numbers.update(places=At(places, alone=True), places_slot=places.step, **axis.numbers("row"))
-                        tile = tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), self.T, axis=axis if mu else None)
+                        tile = tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), self.T, axis=axis)
                         found.append((self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers))
             return found
 

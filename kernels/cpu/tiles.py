@@ -41,7 +41,8 @@ def dividing(lanes: int, dtype) -> int:
 
 
 class Axis(NamedTuple):
-    """One axis of a convolution: output i of `outputs` meets, by tap t of `taps`, input first + i * step + t * tap of `size`, or padding."""
+    """One axis of a convolution: output i of `outputs` meets, by tap t of `taps`, input first + i * step + t * tap of `size`, or padding.
+    (Forward: -padding, stride, dilation, kernel. images.axis_back has the images' gradient.)"""
 
     first: int
     step: int
@@ -70,7 +71,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
     pooled: two rows, and an even number of columns. axis: of rows, if some of their taps are left out."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
-    met = {r: axis.met(r) / (ceil(axis.outputs / r) * axis.taps) for r in {r for r, _ in PIXELS}} if axis else {}
+    met = {r: axis.met(r) / (ceil(axis.outputs / r) * axis.taps) for r in {r for r, _ in PIXELS}} if axis and axis.taps else {}
     choices = []
     for w in widths(dtype):
         share = w / full  # of a whole register

@@ -72,7 +72,7 @@ class Tiles:
     def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, gradient: bool = False):
         """gradient: for `winograd_dw`, else for `winograd`. shares: into which `winograd` cuts an image, by rows of tiles."""
         few = terms if terms <= FEW and not gradient else 0
-        high, vectors, w, block = _tile(m, ceil(ceil(rows / m) / shares), ceil(columns / m), channels, terms if gradient else few, lanes, lanes, dtype, "dw" if gradient else "y")
+        high, vectors, w, block = _tile(m, ceil(ceil(rows / m) / shares), ceil(columns / m), channels, terms, lanes, lanes, dtype, "dw" if gradient else "y")
         x = fitting(channels, dtype)
         abreast = max(1, TARGET.lanes(dtype) // x) if x == channels else 1
         self.constants = (m, high, vectors, w, x) if gradient else (m, high, vectors, w, x, abreast, few)
@@ -88,7 +88,7 @@ class TurnedTiles:
     def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, high: int, wide: int, top: int, left: int, lanes: int, dtype, shares: int = 1):
         down, across = ceil(rows / m), ceil(columns / m)
         # One vector of lanes at a time: then a block's products stay in the first cache until they are added up.
-        r, vectors, w, block = _tile(m, down, across, channels, 0, lanes, min(TARGET.lanes(dtype), lanes // shares), dtype, "dx")
+        r, vectors, w, block = _tile(m, down, across, channels, terms, lanes, min(TARGET.lanes(dtype), lanes // shares), dtype, "dx")
         self.constants = (m, r, vectors, w, fitting(channels, dtype))
         v_pitch, m_pitch, products = _work(m, block * across, channels, vectors * w, r, dtype)
         sum_rows, sum_columns = max(down * m + 2, top + high), max(across * m + 2, left + wide)  # of the tiles, and of whoever reads them
@@ -122,26 +122,26 @@ def best_size(rows: int, columns: int) -> int:
 
 
 @lru_cache(4096)
-def _tile(m: int, down: int, across: int, channels: int, few: int, lanes: int, most: int, dtype, kind: str) -> tuple[int, int, int, int]:
+def _tile(m: int, down: int, across: int, channels: int, terms: int, lanes: int, most: int, dtype, kind: str) -> tuple[int, int, int, int]:
     """(tiles, vectors, lanes) of a register tile of the matrix products, and how many rows of tiles make a block, for down x across tiles.
 
-    kind: "y", of `winograd`; "dx"; "dw", whose register tiles are channels x lanes. few: sums of so many terms, whose weights are in
-    registers too, if it is not 0; for "dw", how many channels there are. most: lanes of a register tile."""
+    kind: "y", of `winograd`, which holds the weights of few terms in registers too; "dx"; "dw", whose register tiles are terms x lanes.
+    most: lanes of a register tile."""
     full, item = max(TARGET.lanes(dtype), LEAST_LANES), np.dtype(dtype).itemsize
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
-            side, held = lanes if kind == "dw" else v * w, few if kind == "y" else 0
+            side, held = lanes if kind == "dw" else v * w, terms if kind == "y" and terms <= FEW else 0
             # What is added to memory must be so once: no tile may be moved back.
             if v * w > max(min(lanes, most), LEAST_LANES) or kind != "y" and lanes % (v * w):
                 continue
             for r in (1, 2, 3, 4, 6, 8, 9):
-                if r * v + max(held, 1) * v + 1 > TARGET.registers or r * v > (4 if held else 28) or r > (few if kind == "dw" else down * across) or kind == "dw" and few % r:
+                if r * v + max(held, 1) * v + 1 > TARGET.registers or r * v > (4 if held else 28) or r > (terms if kind == "dw" else down * across) or kind == "dw" and terms % r:
                     continue
                 fit = CACHE // ((m + 2) ** 2 * across * (channels + side) * item)
                 block = ceil(down / ceil(down / max(1, fit, ceil((1 if kind == "dw" else r) / across))))  # as many in each block
                 blocks = [min(block, down - top) * across for top in range(0, down, block)]
-                count = few // r * sum(blocks) if kind == "dw" else sum(ceil(tiles / r) for tiles in blocks)
+                count = terms // r * sum(blocks) if kind == "dw" else sum(ceil(tiles / r) for tiles in blocks)
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
                 choices.append((count * ceil(lanes / (v * w)) * step, -r * v, r, v, w, block))
     return min(choices)[2:]

@@ -102,6 +102,25 @@ def _entering(M, X, ABREAST):
     return enter
 
 
+def _multiplying(R, V, W):
+    """A function for one of the matrix products, tiles x channels at work[v] by terms x lanes at u[q], of which V * W lanes: to work[m],
+    R tiles at a time."""
+    N, LANES = R * V, V * W
+
+    @inline
+    def multiply(work, v, tiles, channels, u, q, terms, lanes, m):
+        for t in range(0, tiles, R):
+            t = max(0, min(t, tiles - R))
+            acc, at, weights = zeros(work, N, W), v + t * channels, q
+            for c in range(terms):
+                acc = outer_fma(acc, splats(work, at, R, channels, 1, 0, W), loads(u, weights, 1, 0, 1, 0, V, W))
+                at += 1
+                weights += lanes
+            stores(work, m + t * LANES, R, LANES, 1, 0, V, W, acc)
+
+    return multiply
+
+
 def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
     """Convolution of an image, rows x columns outputs of `lanes` channels, by tiles of M x M, in blocks of `block` rows of tiles:
     their transforms of x (X lanes at a time), matrix products (R tiles x V * W lanes in registers), the transform of y.
@@ -118,7 +137,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
     Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
     """
     N, LANES, WINDOWS, MATRICES, TERMS = R * V, V * W, M // 2, (M + 2) ** 2, max(FEW, 1)
-    enter = _entering(M, X, ABREAST)
+    enter, multiply = _entering(M, X, ABREAST), _multiplying(R, V, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
@@ -154,14 +173,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
                             acc = product(zeros(y, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
                             stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
                         continue
-                    for t in range(0, tiles, R):
-                        t = max(0, min(t, tiles - R))
-                        acc, p, q = zeros(y, N, W), k * v_pitch + t * channels, k * u_pitch + o
-                        for c in range(terms):
-                            acc = outer_fma(acc, splats(work, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
-                            p += 1
-                            q += lanes
-                        stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch)
                 for t in range(tiles):
                     i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
                     for lane in range(o, o + LANES, W):
@@ -198,7 +210,7 @@ def winograd_dx(M, R, V, W, X, T):
     rows, columns: of dy, which must be 0 up to their next multiples of M. V * W divides `lanes`. u (`weights_in`): its terms are dy's
     channels, not flipped. Then `add` and ReLU's mask, as in `winograd`. Shares split the lanes; each transforms dy for itself.
     """
-    N, LANES, MATRICES, SIDE = R * V, V * W, (M + 2) ** 2, M + 2
+    LANES, MATRICES, SIDE, multiply = V * W, (M + 2) ** 2, M + 2, _multiplying(R, V, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD_DX.rows), get(row, WINOGRAD_DX.columns), get(row, WINOGRAD_DX.block)
@@ -228,14 +240,7 @@ def winograd_dx(M, R, V, W, X, T):
                     stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_gradients(loads(dy, at + c, M, gy, M, gx, 1, X), M))
             for o in range(first, last, LANES):
                 for k in range(MATRICES):
-                    for t in range(0, tiles, R):
-                        t = max(0, min(t, tiles - R))
-                        acc, p, q = zeros(work, N, W), k * v_pitch + t * channels, k * u_pitch + o
-                        for c in range(terms):
-                            acc = outer_fma(acc, splats(work, p, R, channels, 1, 0, W), loads(u, q, 1, 0, 1, 0, V, W))
-                            p += 1
-                            q += lanes
-                        stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch)
                 for t in range(tiles):
                     to = sums + (top + t // across) * M * sums_y + t % across * M * sums_x
                     for lane in range(o, o + LANES, W):

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 
 from tinynet.kernels.cpu import layers, objects, program, tiles, tiles_winograd
 from tinynet.kernels.cpu.rows import Factory
@@ -176,6 +179,14 @@ def test_files_that_kernels_take_code_from_are_known():
                 assert node.module.startswith("tinynet.kernels.cpu."), f"{name} imports {node.module}"
                 assert node.module.rpartition(".")[2] in objects.SOURCES, f"{name} imports {node.module}, which is not in objects.SOURCES"
     assert {path.stem for path in objects.FOLDER.glob("*_kernels.py")} <= set(objects.SOURCES)
+
+
+@pytest.mark.parametrize("module", sorted(path.stem for path in [*objects.FOLDER.glob("*_kernels.py"), objects.FOLDER / "players.py"]))
+def test_numba_keeps_nothing_of_what_is_compiled_into_kernels(module):
+    """It would ask whether the function's own file has changed, and not the files that the function takes code and constants from."""
+    found = import_module(f"tinynet.kernels.cpu.{module}")
+    inlined = [value for value in vars(found).values() if isinstance(value, Dispatcher)]
+    assert inlined and all(isinstance(function._cache, NullCache) for function in inlined)
 
 
 def test_players_check_what_they_are_given():
