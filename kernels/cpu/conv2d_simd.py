@@ -22,7 +22,7 @@ Nothing is left over at the end of a row or of the channels: the last tile is mo
 some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest; depthwise convolution,
 whose groups are single channels, has kernels of its own (conv2d_depthwise.py).
 
-images.py has the copies that padding and layouts ask for. Next on the walk, and its end: tiles.py, which tile, and
+images.py has the copies that padding and layouts ask for (copies_kernels.py: their code). Next on the walk, and its end: tiles.py, which tile, and
 tiles_kernels.py, the kernels themselves.
 """
 

@@ -8,7 +8,7 @@ from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, FILL, PACK, PLANES, POOL, SPREAD, TURN
 from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
-from tinynet.kernels.cpu.tiles_kernels import changes, copy, inside, place, transpose
+from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, transpose
 
 # --- into the program's memory, and out of it -----------------------------------------------------------------
 

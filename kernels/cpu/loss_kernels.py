@@ -8,7 +8,7 @@ from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import ROWS, UPDATE
 from tinynet.kernels.cpu.simd import add, full, get, largest, loads, maximum, multiply, pointer, put, stores, sums, zeros
-from tinynet.kernels.cpu.tiles_kernels import place
+from tinynet.kernels.cpu.copies_kernels import place
 
 # --- rows: probabilities and losses ----------------------------------------------------------------------------------------
 

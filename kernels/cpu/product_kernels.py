@@ -7,7 +7,7 @@ import numpy as np
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, splats, stores, sums, zeros
 from tinynet.kernels.cpu.tiles import DENSE_BACK, DOTS, GEMM
-from tinynet.kernels.cpu.tiles_kernels import transpose, place
+from tinynet.kernels.cpu.copies_kernels import transpose, place
 
 
 def gemm(R, V, W, T):

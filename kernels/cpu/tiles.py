@@ -1,6 +1,6 @@
 """The kernels that programs are made of (program.py), as planners see them: which tile, and what a kernel's row holds.
 
-The kernels themselves are in tiles_kernels.py and product_kernels.py: each is made for a tile and a dtype, and reads the rest from its row.
+The kernels themselves are in copies_kernels.py, tiles_kernels.py and product_kernels.py: each is made for a tile and a dtype, and reads the rest from its row.
 `conv` and `conv_dw` are where the time goes. Their tiles are chosen by a small model of the machine (`best`):
 registers, one multiply-add and one load of a vector a cycle, the latency of a multiply-add, and what a tile
 that does not divide the image wastes.
@@ -345,8 +345,7 @@ def best_dense_back(rows: int, columns: int, dtype) -> tuple[tuple[int, int, int
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
 
-# --- the kernels, in tiles_kernels.py and product_kernels.py ---------------------------------------------------------
-enter, leave, leave_few, turn_few, turn, places, lay, gather, conv, conv_pool, conv_dw = kernels_in(
-    "tiles_kernels", "enter leave leave_few turn_few turn places lay gather conv conv_pool conv_dw"
-)
+# --- the kernels, in files of their own -------------------------------------------------------------------------------
+enter, leave, leave_few, turn_few, turn, places, lay, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places lay gather")
+conv, conv_pool, conv_dw = kernels_in("tiles_kernels", "conv conv_pool conv_dw")
 gemm, gemm_packed, dense_back, dots = kernels_in("product_kernels", "gemm gemm_packed dense_back dots")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
-from tinynet.kernels.cpu.tiles_kernels import changes, copy, place, transpose, zero
+from tinynet.kernels.cpu.copies_kernels import changes, copy, place, transpose, zero
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, WINOGRAD_DX, A, B, G
 
 

@@ -1,0 +1,284 @@
+"""Images and weights into the order in which tiles read them, and back: the code of these kernels, which tiles.py lists.
+Imported when one must be compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tinynet.kernels.cpu.jit import inline
+from tinynet.kernels.cpu.simd import add, get, loads, pointer, put, stores, transposed
+from tinynet.kernels.cpu.tiles import GATHER, PLACES
+
+# --- places in memory ---------------------------------------------------------------------------------------
+
+
+@inline
+def place(row, k, image, slot, T):
+    """Three numbers of a row, an address and the bytes from one slot and one image to the next, as this image's memory."""
+    return pointer(get(row, k) + slot * get(row, k + 1) + image * get(row, k + 2), T)
+
+
+# --- images -------------------------------------------------------------------------------------------------
+
+
+@inline
+def inside(first, step, count, size):
+    """Of the places first, first + step, ...: the first and the last + 1 that lie in 0 ... size - 1."""
+    low = 0 if first >= 0 else (-first + step - 1) // step
+    return low, max(low, min(count, (size - first + step - 1) // step))
+
+
+@inline
+def zero(y, at, count):
+    for j in range(count):
+        put(y, at + j, 0.0)
+
+
+@inline
+def copy(x, source, y, target, count):
+    if count < 4:
+        for j in range(count):
+            put(y, target + j, get(x, source + j))
+        return
+    for j in range(0, count, 4):
+        j = min(j, count - 4)
+        stores(y, target + j, 1, 0, 1, 0, 1, 4, loads(x, source + j, 1, 0, 1, 0, 1, 4))
+
+
+def enter(T):
+    """Rows of an image into scratch memory, with their padding: `count` rows for the first output row of the share, and
+    `step` more for each other."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, x_image, planes, x_plane = pointer(get(row, 0), T), get(row, 1), get(row, 2), get(row, 3)
+        height, x_row, run, left, right = get(row, 4), get(row, 5), get(row, 6), get(row, 7), get(row, 8)
+        outputs, step, top, count, y_plane, y_row = get(row, 9), get(row, 10), get(row, 11), get(row, 12), get(row, 13), get(row, 14)
+        y = place(row, 15, image, slot, T)
+        begin, end = outputs * share // shares, outputs * (share + 1) // shares
+        if get(row, 18) != 0:  # every part needs the whole image
+            begin, end = 0, outputs
+        first, rows = begin * step - top, (end - begin - 1) * step + count
+        for plane in range(planes):
+            for r in range(rows):
+                target, source = plane * y_plane + r * y_row, first + r
+                if source < 0 or source >= height:
+                    zero(y, target, left + run + right)
+                else:
+                    zero(y, target, left)
+                    copy(x, image * x_image + plane * x_plane + source * x_row, y, target + left, run)
+                    zero(y, target + left + run, right)
+
+    return kernel
+
+
+@inline
+def transpose(x, source, x_step, y, target, y_step, rows, columns):
+    """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit."""
+    if rows >= 8 and columns >= 8:
+        for r in range(0, rows, 8):
+            r = min(r, rows - 8)
+            for c in range(0, columns, 8):
+                c = min(c, columns - 8)
+                square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
+                stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+        return
+    if columns == 1 and x_step == 1:
+        copy(x, source, y, target, rows)
+        return
+    if rows < 4 or columns < 4:
+        for r in range(rows):
+            for c in range(columns):
+                put(y, target + c * y_step + r, get(x, source + r * x_step + c))
+        return
+    for r in range(0, rows, 4):
+        r = min(r, rows - 4)
+        for c in range(0, columns, 4):
+            c = min(c, columns - 4)
+            square = loads(x, source + r * x_step + c, 4, x_step, 1, 0, 1, 4)
+            stores(y, target + c * y_step + r, 4, y_step, 1, 0, 1, 4, transposed(square))
+
+
+def leave(T):
+    """A share's pixels x channels in scratch memory, as rows of an NCHW image."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, step, height, width, channels = get(row, 0), get(row, 1), get(row, 2), get(row, 3), get(row, 4)
+        x = pointer(get(row, 5) + slot * get(row, 6), T)
+        y, y_image, y_channel = pointer(get(row, 7), T), get(row, 8), get(row, 9)
+        begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
+        pixels, target = (end - begin) * width, image * y_image + begin * width
+        transpose(x, 0, channels, y, target, y_channel, pixels, channels)
+
+    return kernel
+
+
+def leave_few(T):
+    """The same for groups of a few channels, which a tile has widened to 4 lanes; to images of any layout.
+
+    All 4 lanes of a pixel (NHWC), or of 4 pixels, turned (NCHW), are stored at once: those that are not there lie where the next
+    groups' belong, which are written after them. What no group follows goes number by number.
+    """
+
+    def kernel(row, image, slot, chunk, share, shares):
+        outputs, step, height, width = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        groups, count, pitch = get(row, 4), get(row, 5), get(row, 6)
+        x = pointer(get(row, 7) + slot * get(row, 8), T)
+        y, y_channel, y_pixel = pointer(get(row, 9), T), get(row, 11), get(row, 12)
+        begin, end = outputs * share // shares * step, min(outputs * (share + 1) // shares * step, height)
+        target, pixels = image * get(row, 10) + begin * width * y_pixel, (end - begin) * width
+        followed = max(groups - 3 // count, 0)
+        for first in range(0, pixels, 64):  # so many that all their lanes stay in the first cache
+            last = min(first + 64, pixels)
+            if y_channel == 1:
+                moved = last
+                for p in range(first, last):
+                    for g in range(followed):
+                        stores(y, target + p * y_pixel + g * count, 1, 0, 1, 0, 1, 4, loads(x, p * pitch + g * 4, 1, 0, 1, 0, 1, 4))
+            else:
+                moved = first + (last - first) // 4 * 4
+                for g in range(followed):
+                    for p in range(first, moved, 4):
+                        stores(y, target + p + g * count * y_channel, 4, y_channel, 1, 0, 1, 4, transposed(loads(x, p * pitch + g * 4, 4, pitch, 1, 0, 1, 4)))
+            for g in range(groups):
+                for o in range(count):
+                    for p in range(moved if g < followed else first, last):
+                        put(y, target + p * y_pixel + (g * count + o) * y_channel, get(x, p * pitch + g * 4 + o))
+
+    return kernel
+
+
+def turn_few(T):
+    """An image of any layout as pixels x lanes in scratch memory, each group of a few channels widened with zeros."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        groups, count, pixels, pitch = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        x, x_channel, x_pixel = pointer(get(row, 4), T), get(row, 6), get(row, 7)
+        y, source = place(row, 8, image, slot, T), image * get(row, 5)
+        lanes = pitch // groups
+        for first in range(0, pixels, 64):  # so many that all their lanes stay in the first cache
+            last = min(first + 64, pixels)
+            zero(y, first * pitch, (last - first) * pitch)
+            for g in range(groups):
+                for o in range(count):
+                    channel = source + (g * count + o) * x_channel
+                    for p in range(first, last):
+                        put(y, p * pitch + g * lanes + o, get(x, channel + p * x_pixel))
+
+    return kernel
+
+
+def turn(T):
+    """An NCHW image as pixels x channels in scratch memory."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        channels, pixels = get(row, 0), get(row, 1)
+        x, x_image, x_channel = pointer(get(row, 2), T), get(row, 3), get(row, 4)
+        y = place(row, 5, image, slot, T)
+        transpose(x, image * x_image, x_channel, y, 0, channels, channels, pixels)
+
+    return kernel
+
+
+def places(T):
+    """What `conv_pool` says of its windows, as places in the convolution's plane, in images of any layout."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, groups, count, lanes, width = get(row, PLACES.rows), get(row, PLACES.columns), get(row, PLACES.groups), get(row, PLACES.count), get(row, PLACES.lanes), get(row, PLACES.width)
+        winner, x_row = place(row, PLACES.x, image, slot, T), get(row, PLACES.x_row)
+        y, y_channel, y_column = place(row, PLACES.y, image, slot, np.int32), get(row, PLACES.y_channel), get(row, PLACES.y_column)
+        begin, end = rows * share // shares, rows * (share + 1) // shares
+        first = begin * get(row, PLACES.x_first)
+        for g in range(groups):
+            for o in range(count):
+                for i in range(begin, end):
+                    at, to = first + (i - begin) * x_row + g * lanes + o, (g * count + o) * y_channel + i * columns * y_column
+                    for j in range(columns):
+                        which = np.int32(get(winner, at + j * groups * lanes))
+                        put(y, to + j * y_column, np.int32(-1) if which < 0 else np.int32((2 * i + which // 2) * width + 2 * j + which % 2))
+
+    return kernel
+
+
+# --- weights: into the order in which a tile reads them, and back ------------------------------------------------
+
+
+def changes(T):
+    """changed(w, seen, ...): whether runs of numbers at the address w differ in any bit from what was seen of them; then they are seen now."""
+    BITS = np.int32 if T is np.float32 else np.int64
+
+    @inline
+    def changed(w, seen, at, runs, step, length):
+        now, before, differs = pointer(w, BITS), pointer(seen, BITS), 0
+        for r in range(runs):
+            for i in range(at + r * step, at + r * step + length):
+                differs |= get(now, i) ^ get(before, i)
+        if differs == 0:
+            return False
+        for r in range(runs):
+            for i in range(at + r * step, at + r * step + length):
+                put(before, i, get(now, i))
+        return True
+
+    return changed
+
+
+def lay(T):
+    """image: group * taps + t. y[g, t, a, b] = weight[..., t], b along the lanes; 0 in lanes that are not there."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
+        w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
+        y = pointer(get(row, 8), T)
+        at, to = image // taps * w_group + image % taps, image * terms * lanes
+        for a in range(terms):
+            for b in range(count):
+                put(y, to + a * lanes + b, get(w, at + a * w_term + b * w_lane))
+            for b in range(count, lanes):
+                put(y, to + a * lanes + b, 0.0)
+
+    return kernel
+
+
+def gather(W, T):
+    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the tiles.
+
+    A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors), a tile each
+    for the first five. Tiles that were moved back overlap: what they share is equal, and written twice.
+
+    From one output's weights to the next it is far in y. Where that is a multiple of 2 KiB (64 channels of 4 x 4), all outputs share a
+    place or two of the first cache: then a few outputs are written at a time, with all taps of their channels, which lie side by side.
+    Else tile by tile, as they lie.
+    """
+    ITEM = np.dtype(T).itemsize
+
+    def kernel(row, image, slot, chunk, share, shares):
+        x, chunks, x_chunk, units = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk), get(row, GATHER.units)
+        count, lanes, vectors, high, wide = get(row, GATHER.count), get(row, GATHER.lanes), get(row, GATHER.vectors), get(row, GATHER.high), get(row, GATHER.wide)
+        outer, inner, length = get(row, GATHER.outer), get(row, GATHER.inner), get(row, GATHER.length)
+        y, y_channel, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_channel), get(row, GATHER.y_high), get(row, GATHER.y_wide)
+        y_outer, y_inner = get(row, GATHER.y_outer), get(row, GATHER.y_inner)
+        blocks, runs, taps = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, outer * inner
+        x_tap, together = runs * high * wide * vectors, taps if y_channel * ITEM % 2048 == 0 else 1
+        for part in range(units // together * share // shares, units // together * (share + 1) // shares):
+            rest, r = part // runs, part % runs
+            block, tap = rest // (taps // together), rest % (taps // together)
+            g, first = block // blocks, min(block % blocks * vectors, lanes - vectors)
+            to = (g * count + first) * y_channel + min(r * wide, length - wide) * y_wide
+            start, outputs = (block * taps + tap) * x_tap + r * high * wide * vectors, min(vectors, count - first)
+            for t in range(together):
+                for n in range(0, high * wide * vectors, W):
+                    at = start + t * x_tap + n
+                    total = loads(x, at, 1, 0, 1, 0, 1, W)
+                    for c in range(1, chunks):
+                        total = add(total, loads(x, c * x_chunk + at, 1, 0, 1, 0, 1, W))
+                    stores(x, at, 1, 0, 1, 0, 1, W, total)
+            few = 4 if together > 1 else outputs
+            for left in range(0, outputs, few):
+                for t in range(together):
+                    for place in range(high * wide):
+                        at = start + t * x_tap + place * vectors
+                        target = to + (tap + t) // inner * y_outer + (tap + t) % inner * y_inner + place // wide * y_high + place % wide * y_wide
+                        for lane in range(left, min(left + few, outputs)):
+                            put(y, target + lane * y_channel, get(x, at + lane))
+
+    return kernel
