@@ -15,7 +15,8 @@ The weights' gradient holds a tile of weights in registers instead, channels of 
     acc[c, :] += x[pixel, c] * dy[pixel, :]
 
 Terms that are nothing but padding's zeros are left out where a tile can: rows of taps that no row of the tile finds in the image,
-and for weights' gradients columns too (tiles.Axis). 5 x 5 taps on 7 x 7 pixels meet a pixel in 69 % of all cases. (So where an infinite
+and for weights' gradients columns too (tiles.Axis). 5 x 5 taps on 7 x 7 pixels meet a pixel in 69 % of all cases. In a compiled
+network a tile may be one pixel of many images, and leaves out all of them (conv_batch). (So where an infinite
 weight meets padding, how many rows a tile has, and with it the number of threads, decides whether 0 * inf makes a NaN.)
 
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes

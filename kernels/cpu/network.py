@@ -6,7 +6,8 @@ phases they run in); memory.py (where everything lies); program.py and threads.p
 
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
 never leaves the cache; the weights' gradients are summed a chunk of images at a time. Only layers whose weights
-are larger than the cache (dense ones) run as a phase of their own, over all images. With fewer images than threads,
+are larger than the cache (dense ones) run as a phase of their own, over all images, and where there are such, convolutions of
+small images with much padding do too. With fewer images than threads,
 each kernel is a phase that threads share, if that turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
@@ -103,13 +104,13 @@ class Network(Convolutions, Layers):
     # --- phases, memory, tables ------------------------------------------------------------------------------------------------
 
     def _assemble(self) -> None:
-        bytes_a_chunk = sum(m.size() for m in self.sums) * self.item
+        bytes_a_chunk = sum(m.size() for m in self.sums if not m.copies) * self.item
         many = max(4, min(16, ALL_SUMS // max(bytes_a_chunk, 1))) if self.sums else 64
         # With sums, from shapes alone: their order must not depend on the number of threads.
         self.chunks = min(self.images, many)
         for m in self.sums:
-            m.copies = self.chunks
-            self.step("zeros", lambda m=m: [(self.kernel(layers.fill), layers.FILL, dict(count=m.step * self.chunks // self.item, y=At(m)))], [], m.size() * self.chunks // 4, once=True, into=self.prepare, with_before=True)
+            m.copies = m.copies or self.chunks
+            self.step("zeros", lambda m=m: [(self.kernel(layers.fill), layers.FILL, dict(count=m.step * m.copies // self.item, y=At(m)))], [], m.size() * m.copies // 4, once=True, into=self.prepare, with_before=True)
         updates = self.updates if self.training else []
         if self.seeds:
             parts = [self.prepare + self.steps[: self.border], self.steps[self.border :] + self.finish]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import ceil, prod
 
 from tinynet.geometry import reach
@@ -15,6 +16,10 @@ from tinynet.kernels.cpu.network_planner import Planner, View
 # Weights so large do not stay in the second cache from one image to the next; where each serves but a few pixels of an image, reading them
 # takes longer than the sums.
 HEAVY, FEW_PIXELS = 384 << 10, 32
+SMALL_IMAGE, MANY_IMAGES = 64, 16  # pixels of an image; images of a batch
+MOSTLY = 0.9  # the share of a convolution's terms that meet an image and not its padding, where all are computed
+TOGETHER = 16  # images whose sums of a gradient of weights stay in registers
+OVER_THE_BATCH = ", over the batch"
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 
 
@@ -103,6 +108,25 @@ class Convolutions(Planner):
         size = prod(self.graph.shapes[unit.weight]) * self.item
         return ceil(size / HEAVY) if size > HEAVY and rows * columns <= FEW_PIXELS and unit.window["groups"] == 1 else 0
 
+    @cached_property
+    def apart(self) -> bool:
+        """Whether some layer runs over all images at once in any case: then what lies between layers is in memory for all of them."""
+        return any(unit.kind == "linear" and self.wide(unit) or unit.kind == "conv2d" and not self.by_winograd(unit) and self.blocks(unit) for unit in self.units)
+
+    def many_small(self, unit: Unit) -> bool:
+        """Whether there are many images, and small ones, which a convolution may take together: if that alone were the reason to keep
+        what lies between layers for all images, it would cost more than it brings."""
+        before, after = self.shape(unit.x), self.taps(unit)[4]
+        return unit.kind == "conv2d" and self.images >= MANY_IMAGES and max(prod(before[1:]), prod(after)) <= SMALL_IMAGE and self.apart
+
+    def over_the_batch(self, unit: Unit) -> bool:
+        """Whether a convolution and its images' gradient are computed pixel by pixel, of many images at a time: where much of what a
+        tile of neighbouring pixels multiplies is padding."""
+        k, c, *kernel = self.graph.shapes[unit.weight]
+        axes = self.axes(unit)
+        met, terms = prod(axis.met() for axis in axes), prod(kernel) * prod(axis.outputs for axis in axes)
+        return self.many_small(unit) and unit.window["groups"] == 1 and not unit.pool and min(k, c) >= 16 and met <= MOSTLY * terms
+
     def list_of_terms(self) -> Memory:
         """Scratch memory in which `conv` lists the terms of its sums."""
         return self.memory(Memory(tiles.MOST_LISTED * 16 // self.item, "places of terms", self.slots))
@@ -131,8 +155,9 @@ class Convolutions(Planner):
         if unit.pool and self.needs[unit.output]:
             winner = self.views[unit.output, "winner"] = self.buffer(k, y.rows, y.columns, what=f"winners of value {unit.output}")
             winner.halo = y.memory.halo  # at the same places
-        flops, (vertical, _) = self.operations(unit), self.axes(unit)
-        places, blocks = None if m or depthwise else self.list_of_terms(), 0 if m else self.blocks(unit)
+        flops, (vertical, horizontal) = self.operations(unit), self.axes(unit)
+        batch = not m and self.over_the_batch(unit)
+        places, blocks = None if m or depthwise or batch else self.list_of_terms(), 0 if m or batch else self.blocks(unit)
         if m:
             self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
@@ -151,6 +176,9 @@ class Convolutions(Planner):
                 numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
                 return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
             numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
+            if batch:
+                numbers.update(outputs=rows, columns=columns, images=self.images, **vertical.numbers("row"), **horizontal.numbers("column"))
+                return [self._batch(numbers, x.memory)]
             one_run(numbers)
             shares, listed = 1 if blocks else self.shares(flops), tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
             numbers.update(places=At(places, alone=True), places_slot=places.step, **vertical.numbers("row"))
@@ -165,7 +193,15 @@ class Convolutions(Planner):
             tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T, axis=vertical)
             return [(self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers)]
 
-        self.step(unit.name, build, [x.memory, y.memory, other and other.memory, winner], flops, shares=blocks)
+        touches = [x.memory, y.memory, other and other.memory, winner]
+        self.step(unit.name + OVER_THE_BATCH * batch, build, touches, flops * (self.images if batch else 1), once=batch, shares=blocks)
+
+    def _batch(self, numbers: dict, x: Buffer | Outside) -> tuple:
+        """A row of conv_batch."""
+        terms = numbers["terms"] * numbers["taps_a"] * numbers["taps_b"]
+        _, *tile = tiles.best(1, self.images, numbers["lanes"], terms, numbers["taps_a"] * numbers["taps_b"], self.T)
+        step = tiles.pixel_step(x.image // self.item, 2 * terms * numbers["lanes"] * numbers["outputs"] * numbers["columns"], WORTH_A_KERNEL)
+        return self.kernel(tiles.conv_batch, *tile, step), tiles.CONV, numbers
 
     depthwise = conv2d
 
@@ -313,7 +349,8 @@ class Convolutions(Planner):
                 return tiles.DepthwiseWeights((kh, kw), steps, lanes, self.T)
             return tiles.Weights((kh, kw, c), steps, lanes, groups, self.axes(unit), self.T)
 
-        sums = self.summed(0, f"weights of value {unit.output}")
+        batch = self.many_small(unit) and prod(self.graph.shapes[unit.weight]) * self.item >= HEAVY
+        sums = self.summed(0, f"weights of value {unit.output}", 1 if batch else 0)
         sums.size = lambda: tile().size
 
         def build():
@@ -322,13 +359,15 @@ class Convolutions(Planner):
                 height=rows, columns=columns, **t.numbers, iy=stride[0] * x.y, ix=stride[1] * x.x, gy=dz.y, gx=dz.x, groups=groups, lanes=lanes, x_group=c * x.channel,
                 x=x.at(-top, -left), dy=At(dz), sums=At(sums, alone=True), sums_chunk=sums.step, block=tiles.rows_at_once(rows, columns, dz.x + x.x),
             )  # fmt: skip
+            if batch:
+                numbers.update(images=self.images, together=TOGETHER)
             return [(self.kernel(layers.depthwise_dw if depthwise else tiles.conv_dw, *t.constants), tiles.DW, numbers)]
 
         def gather():
-            numbers = dict(x=At(sums, alone=True), chunks=self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
+            numbers = dict(x=At(sums, alone=True), chunks=1 if batch else self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
             return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 
-        self.step("gradient of the weights", build, [x.memory, dz], self.operations(unit))
+        self.step("gradient of the weights" + OVER_THE_BATCH * batch, build, [x.memory, dz], self.operations(unit) * (self.images if batch else 1), once=batch)
         self.step("sums of chunks", gather, [], 16 * prod(self.graph.shapes[unit.weight]), once=True, into=self.finish, with_before=True)
 
     def conv_dx(self, unit: Unit, dz: Buffer) -> None:
@@ -355,7 +394,8 @@ class Convolutions(Planner):
         weights, places = self.packed(unit, depthwise), None if depthwise else self.list_of_terms()
         terms = k // groups
         lanes = lanes_of(c) if groups == 1 else lanes_of(k) if depthwise else c
-        flops, blocks = self.operations(unit), self.blocks(unit)
+        batch = self.over_the_batch(unit)
+        flops, blocks = self.operations(unit), 0 if batch else self.blocks(unit)
         shares = 1 if blocks else self.shares(flops)
 
         def build():
@@ -363,7 +403,8 @@ class Convolutions(Planner):
             for vertical in down:
                 phase, many, u, su, mu, _, back = vertical
                 axis = axis_back(vertical, dz.rows)
-                for side, wide, v, sv, mv, shift, aside in across:
+                for horizontal in across:
+                    side, wide, v, sv, mv, shift, aside = horizontal
                     tap = lanes if depthwise else terms * lanes
                     # from the last tap to the first: then dy is read forward, and the taps of a row may be one run
                     top_tap, left_tap = kh - 1 - u - (mu - 1) * su, kw - 1 - v - (mv - 1) * sv  # as they lie: turned around
@@ -380,6 +421,10 @@ class Convolutions(Planner):
                         numbers.update(add=At(before, 0, phase, side), add_y=stride[0] * before.y, add_x=stride[1] * before.x)
                     if mask is not None:
                         numbers.update(mask=mask.at(phase, side), mask_y=stride[0] * mask.y, mask_x=stride[1] * mask.x)
+                    if batch:
+                        numbers.update(images=self.images, **axis.numbers("row"), **axis_back(horizontal, dz.columns).numbers("column"))
+                        found.append(self._batch(numbers, dz))
+                        continue
                     one_run(numbers)
                     if depthwise:
                         found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
@@ -390,6 +435,7 @@ class Convolutions(Planner):
                         found.append((self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers))
             return found
 
-        self.step("gradient of the images", build, [dz, dx, before, mask and mask.memory], flops, shares=blocks)
+        touches = [dz, dx, before, mask and mask.memory]
+        self.step("gradient of the images" + OVER_THE_BATCH * batch, build, touches, flops * (self.images if batch else 1), once=batch, shares=blocks)
 
     depthwise_dx = conv_dx

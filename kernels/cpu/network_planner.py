@@ -276,9 +276,9 @@ class Planner:
         target, before = self.contribution(value)
         self._combine("gradient of a branch", dy, before, target, mask=None if mask is None else getattr(mask, "memory", mask))
 
-    def summed(self, count: int, what: str) -> Memory:
-        """Memory for sums over images, a chunk each; zeros at first."""
-        memory = self.memory(Memory(count, f"sums for the gradient of the {what}"))
+    def summed(self, count: int, what: str, copies: int = 0) -> Memory:
+        """Memory for sums over images, a chunk each if `copies` does not say how many; zeros at first."""
+        memory = self.memory(Memory(count, f"sums for the gradient of the {what}", copies))
         self.sums.append(memory)
         return memory
 

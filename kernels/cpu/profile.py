@@ -29,7 +29,7 @@ from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.memory import Arena, At, Buffer, Outside
 from tinynet.kernels.cpu.program import made, play
 
-PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots, layers.depthwise, layers.depthwise_dw)
+PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_batch, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots, layers.depthwise, layers.depthwise_dw)
 FEWER = (tiles_winograd.winograd, tiles_winograd.winograd_dx, tiles_winograd.winograd_dw)  # compute what the definition asks for with fewer operations than it does
 AS_PLANNED = (*PRODUCTS, *FEWER, layers.pool, layers.pool_back, layers.spread, layers.channel_sums, layers.combine)  # Step.flops are their operations
 EACH = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-ROW = 56  # numbers in a row of a table: the kernel's address, then what it reads
+ROW = 64  # numbers in a row of a table: the kernel's address, then what it reads
 MOST_ARRAYS = 5  # of an eager call; its scratch memory comes after them
 
 # A table in memory: the number of phases, then HEAD numbers for each, then the rows of all.

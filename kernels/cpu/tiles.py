@@ -181,7 +181,8 @@ def pixel_step(step: int, flops: float, worth: float = WORTH) -> int:
 CONV = fields(
     "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
     "x x_slot x_image x_first x_rows row_first row_step row_tap w bias y y_slot y_image y_first oy ox "
-    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image places places_slot"
+    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image places places_slot "
+    "images x_columns column_first column_step column_tap"
 )  # fmt: skip
 LONG_RUN, MOST_LISTED = 32, 512
 
@@ -197,7 +198,7 @@ def listed(taps: int, terms: int) -> int:
 PLACES = fields("rows columns groups count lanes width x x_slot x_image x_row x_first y y_slot y_image y_channel y_column")
 DW = fields(
     "height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block "
-    "x_rows row_first row_step row_tap x_columns column_first column_step column_tap"
+    "x_rows row_first row_step row_tap x_columns column_first column_step column_tap images together"
 )
 
 # --- matrix product --------------------------------------------------------------------------------------------
@@ -347,5 +348,5 @@ DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row 
 
 # --- the kernels, in files of their own -------------------------------------------------------------------------------
 enter, leave, leave_few, turn_few, turn, places, lay, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places lay gather")
-conv, conv_pool, conv_dw = kernels_in("tiles_kernels", "conv conv_pool conv_dw")
+conv, conv_pool, conv_batch, conv_dw = kernels_in("tiles_kernels", "conv conv_pool conv_batch conv_dw")
 gemm, gemm_packed, dense_back, dots = kernels_in("product_kernels", "gemm gemm_packed dense_back dots")

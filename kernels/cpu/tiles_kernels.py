@@ -30,13 +30,28 @@ def list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, wc):
                 count += 1
 
 
+def _finished(R, C, V, W, T):
+    """What follows a sum while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or a gradient
+    from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient)."""
+
+    @inline
+    def tile(acc, bias, lane, add_to, before, added, before_y, before_x, relus, mask, passed, masked, passed_y, passed_x):
+        if bias != 0:
+            acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+        if add_to != 0:
+            acc = add(acc, loads(before, added, R, before_y, C, before_x, V, W))
+        if relus != 0:
+            acc = relu(acc)
+        if mask != 0:
+            acc = kept(acc, loads(passed, masked, R, passed_y, C, passed_x, V, W))
+        return acc
+
+    return tile
+
+
 def conv(R, C, V, W, STEP, LISTED, T):
     """R x C pixels of V * W channels at a time; conv2d_simd.py has the formula. STEP: see pixel_step. LISTED: whether the places of
-    terms are listed first (tiles.listed), in scratch memory.
-
-    What follows the sum, while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or
-    a gradient from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient).
-    """
+    terms are listed first (tiles.listed), in scratch memory."""
     return _convolution(R, C, V, W, STEP, LISTED, False, T)
 
 
@@ -53,6 +68,7 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
     SIDE = 2 if POOL else 1
     HIGH, WIDE, LANES = SIDE * R, SIDE * C, V * W
     N = HIGH * WIDE * V
+    finished = _finished(R, C, V, W, T)
 
     def kernel(row, image, slot, chunk, share, shares):
         outputs, limit, columns = get(row, CONV.outputs), get(row, CONV.limit), get(row, CONV.columns)
@@ -120,22 +136,69 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
                                     found = if_positive(found, out, -1.0)
                                 stores(winner, to, 1, 0, C, ox, V, W, found)
                         else:
-                            if bias != 0:
-                                acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
-                            if add_to != 0:
-                                acc = add(acc, loads(before, (begin + i) * before_y + j * before_x + lane, R, before_y, C, before_x, V, W))
-                            if relus != 0:
-                                acc = relu(acc)
-                            if mask != 0:
-                                acc = kept(acc, loads(passed, (begin + i) * passed_y + j * passed_x + lane, R, passed_y, C, passed_x, V, W))
+                            added, masked = (begin + i) * before_y + j * before_x + lane, (begin + i) * passed_y + j * passed_x + lane
+                            acc = finished(acc, bias, lane, add_to, before, added, before_y, before_x, relus, mask, passed, masked, passed_y, passed_x)
                             stores(y, to, R, oy, C, ox, V, W, acc)
 
     return kernel
 
 
+def conv_batch(C, V, W, STEP, T):
+    """As conv, for small images: one pixel of C images at a time, so every tap that meets nothing but padding is left out, of rows and of
+    columns. In a tile of neighbouring pixels some of them need it. STEP: see pixel_step; here it is the step between images.
+
+    A block of V * W lanes goes over all images while its weights are in the second cache.
+    """
+    N, LANES, ITEM = C * V, V * W, np.dtype(T).itemsize
+    finished = _finished(1, C, V, W, T)
+
+    def kernel(row, image, slot, chunk, share, shares):
+        images, rows, columns, lanes, relus = get(row, CONV.images), get(row, CONV.outputs), get(row, CONV.columns), get(row, CONV.lanes), get(row, CONV.relu)
+        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
+        iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
+        x, x_image, w, bias = place(row, CONV.x, image, slot, T), get(row, CONV.x_image) // ITEM, pointer(get(row, CONV.w), T), get(row, CONV.bias)
+        y, y_image, add_to, mask = place(row, CONV.y, image, slot, T), get(row, CONV.y_image) // ITEM, get(row, CONV.add), get(row, CONV.mask)
+        before, before_image, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_image) // ITEM, get(row, CONV.add_y), get(row, CONV.add_x)
+        passed, passed_image, passed_y, passed_x = place(row, CONV.mask, image, slot, T), get(row, CONV.mask_image) // ITEM, get(row, CONV.mask_y), get(row, CONV.mask_x)
+        x_rows, row_first, row_step, row_tap = get(row, CONV.x_rows), get(row, CONV.row_first), get(row, CONV.row_step), get(row, CONV.row_tap)
+        x_columns, column_first, column_step, column_tap = get(row, CONV.x_columns), get(row, CONV.column_first), get(row, CONV.column_step), get(row, CONV.column_tap)
+        top, bottom, left, right = 0, taps_a, 0, taps_b  # taps that meet x
+        one_run = tb == terms * tc and wb == terms * w_term  # the taps of a row, of images and weights alike
+        tiles = (images + C - 1) // C
+        units = (lanes + LANES - 1) // LANES * tiles
+        for unit in range(units * share // shares, units * (share + 1) // shares):
+            o, n = min(unit // tiles * LANES, lanes - LANES), min(unit % tiles * C, images - C)
+            for i in range(rows):
+                if x_rows > 0:
+                    top, bottom = met(row_first + i * row_step, row_first + i * row_step, row_tap, taps_a, x_rows)
+                for j in range(columns):
+                    if x_columns > 0:
+                        left, right = met(column_first + j * column_step, column_first + j * column_step, column_tap, taps_b, x_columns)
+                    acc, start, last, length = zeros(y, N, W), n * x_image + i * iy + j * ix, right, terms
+                    if one_run:
+                        last, length = left + 1, terms * (right - left)
+                    for a in range(top, bottom):
+                        for b in range(left, last):
+                            at, v = start + a * ta + b * tb, o + a * wa + b * wb
+                            for c in range(length):
+                                if STEP:
+                                    acc = outer_fma(acc, splats(x, at, 1, 0, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                else:
+                                    acc = outer_fma(acc, splats(x, at, 1, 0, C, x_image, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                at += tc
+                                v += w_term
+                    added, masked = n * before_image + i * before_y + j * before_x + o, n * passed_image + i * passed_y + j * passed_x + o
+                    acc = finished(acc, bias, o, add_to, before, added, 0, before_image, relus, mask, passed, masked, 0, passed_image)
+                    stores(y, n * y_image + i * oy + j * ox + o, 1, 0, C, y_image, V, W, acc)
+
+    return kernel
+
+
 def conv_dw(HIGH, WIDE, V, W, T):
-    """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's."""
-    PLACES, N, LANES = HIGH * WIDE, HIGH * WIDE * V, V * W
+    """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's. images: that many
+    instead of one, `together` at a time, whose sums stay in registers: of a small image they would be in memory more than not."""
+    PLACES, N, LANES, ITEM = HIGH * WIDE, HIGH * WIDE * V, V * W, np.dtype(T).itemsize
 
     def kernel(row, image, slot, chunk, share, shares):
         height, columns, outer, inner, length = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.inner), get(row, DW.length)
@@ -146,31 +209,37 @@ def conv_dw(HIGH, WIDE, V, W, T):
         partial = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T)
         x_rows, row_first, row_step, row_tap = get(row, DW.x_rows), get(row, DW.row_first), get(row, DW.row_step), get(row, DW.row_tap)
         x_columns, column_first, column_step, column_tap = get(row, DW.x_columns), get(row, DW.column_first), get(row, DW.column_step), get(row, DW.column_tap)
+        images, together, x_image, dy_image = max(1, get(row, DW.images)), max(1, get(row, DW.together)), get(row, DW.x_image) // ITEM, get(row, DW.dy_image) // ITEM
         top, bottom, left, right = 0, height, 0, columns  # pixels of dy that meet one of x by a tap
-        for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
-            last, unit = min(first + block, height), 0
-            for g in range(groups):
-                for o in range(0, lanes, LANES):
-                    o = min(o, lanes - LANES)
-                    for a in range(outer):
-                        if x_rows > 0:
-                            top, bottom = inside(row_first + a * row_tap, row_step, height, x_rows)
-                        for b in range(inner):
-                            if x_columns > 0:
-                                left, right = inside(column_first + b * column_tap, column_step, columns, x_columns)
-                            for t in range(0, length, WIDE):
-                                if unit % shares == share:
-                                    at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
-                                    acc = zeros(partial, N, W)
-                                    for i in range(max(first, top), min(last, bottom)):
-                                        p, q = at + i * iy + left * ix, i * gy + left * gx + g * lanes + o
-                                        for j in range(left, right):
-                                            acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
-                                            p += ix
-                                            q += gx
-                                    d = unit * N * W
-                                    acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
-                                    stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
-                                unit += 1
+        units = groups * ((lanes + LANES - 1) // LANES) * outer * inner * ((length + WIDE - 1) // WIDE)
+        begin, end = units * share // shares, units * (share + 1) // shares
+        for start in range(0, images, together):
+            stop = min(start + together, images)
+            for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
+                last, unit = min(first + block, height), 0
+                for g in range(groups):
+                    for o in range(0, lanes, LANES):
+                        o = min(o, lanes - LANES)
+                        for a in range(outer):
+                            if x_rows > 0:
+                                top, bottom = inside(row_first + a * row_tap, row_step, height, x_rows)
+                            for b in range(inner):
+                                if x_columns > 0:
+                                    left, right = inside(column_first + b * column_tap, column_step, columns, x_columns)
+                                for t in range(0, length, WIDE):
+                                    if begin <= unit < end:
+                                        at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
+                                        acc = zeros(partial, N, W)
+                                        for n in range(start, stop):
+                                            for i in range(max(first, top), min(last, bottom)):
+                                                p, q = n * x_image + at + i * iy + left * ix, n * dy_image + i * gy + left * gx + g * lanes + o
+                                                for j in range(left, right):
+                                                    acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                                    p += ix
+                                                    q += gx
+                                        d = unit * N * W
+                                        acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
+                                        stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
+                                    unit += 1
 
     return kernel

@@ -8,7 +8,6 @@ import torch
 from geometries import Convolution, convolution, from_nchw, to_nchw
 from kernels_by_hand import assert_honest, assert_same, reals, run, truth, whole_numbers
 
-import tinynet
 from tinynet import oracle
 from tinynet.dispatch import find, variants
 from tinynet.geometry import nchw
@@ -215,26 +214,3 @@ def test_nothing_is_added_for_rows_of_padding():
     dw = run("conv2d_dw", "cpu", dy, np.ones((2, 5, 5, 8), np.float32), **square, weight_shape=(16, 8, 3, 3))
     assert np.isinf(dw[:, :, 1:, :]).all() and np.isinf(dw[:, :, :, 1:]).all(), "its first row or column meets pixels"
     assert_same(dw[:, :, 0, 0], np.full((16, 8), 32, np.float32))
-
-
-@pytest.mark.parametrize("images", [1, 3, 8])
-def test_weights_larger_than_a_cache_are_gone_over_lane_by_lane(images):
-    """The same sums, whoever computes which lanes, and however many threads there are."""
-    rng = np.random.default_rng(3)
-    model = tinynet.nn.Sequential(tinynet.nn.Conv2d(120, 136, 3, padding=1), tinynet.nn.ReLU(), tinynet.nn.Conv2d(136, 130, 3, stride=2, padding=1))
-    for p in model.parameters():
-        p.data[...] = whole_numbers(rng, p.shape, np.float32)
-    x = tinynet.tensor(whole_numbers(rng, (images, 120, 4, 3), np.float32), requires_grad=True)
-    dy = whole_numbers(rng, model(x).shape, np.float32)
-
-    def results(function) -> list:
-        for t in (x, *model.parameters()):
-            t.grad = None
-        y = function(x)
-        y.backward(dy)
-        return [y.numpy(), x.grad, *(p.grad for p in model.parameters())]
-
-    fast = tinynet.compile(model)
-    for got, want in zip(results(fast), results(model), strict=True):
-        assert_same(got, want)
-    assert [len(steps) for steps, *_ in next(iter(fast.plans.values())).programs[0].network.phases[0]].count(1) >= 2, "each of them is a phase of its own"

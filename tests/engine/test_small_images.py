@@ -1,0 +1,149 @@
+"""Compiled convolutions of small images, whose weights may be larger than a cache: the same numbers, however work and memory are divided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from kernels_by_hand import assert_same, whole_numbers
+from trainings import training
+
+import tinynet
+from tinynet import functional as F
+from tinynet.kernels.cpu import threads, tiles
+from tinynet.kernels.cpu.program import made
+from tinynet.nn import Conv2d, Flatten, Linear, Module, ReLU, Sequential
+
+
+class Residual(Module):
+    """Its first convolution's result has two readers, so that gradients are added and masked."""
+
+    def __init__(self):
+        self.first, self.middle, self.last = Conv2d(24, 40, 3, padding=1), Conv2d(40, 40, 3, padding=1), Conv2d(40, 16, 3, padding=1)
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        return self.last(F.relu(self.middle(h) + h))
+
+
+def heavy(channels: int) -> list[Module]:
+    """A layer that runs over all images in any case, so that others may."""
+    return [Conv2d(channels, 20, 1), ReLU(), Flatten(), Linear(20 * 9, 600), Linear(600, 4)]
+
+
+# name -> (layers, the shape of an image, how many kernels take an image's pixels over the batch)
+NETWORKS = {
+    "3 x 3": (lambda: Sequential(Conv2d(16, 40, 3, padding=1), ReLU(), Conv2d(40, 24, 3, padding=1), ReLU(), *heavy(24)), (16, 3, 3), 4),
+    "5 x 5, on 7 x 5 pixels": (lambda: Sequential(Conv2d(18, 33, 5, padding=2), ReLU(), Conv2d(33, 17, (5, 3)), ReLU(), *heavy(17)), (18, 7, 5), 2),
+    "a residual": (lambda: Sequential(Residual(), ReLU(), *heavy(16)), (24, 3, 3), 6),
+    "a stride": (lambda: Sequential(Conv2d(16, 24, 3, stride=2, padding=1), ReLU(), *heavy(24)), (16, 6, 5), 1 + 4),
+    "a stride and a dilation": (lambda: Sequential(Conv2d(16, 24, 3, stride=(1, 2), dilation=2, padding=2), ReLU(), *heavy(24)), (16, 3, 5), 1 + 2),
+    "a padding for windows of nothing": (lambda: Sequential(Conv2d(16, 24, 3, padding=((3, 0), (1, 1))), ReLU(), *heavy(24)), (16, 2, 3), 2),
+}  # fmt: skip
+
+
+def results(model, function, x, dy) -> list[np.ndarray]:
+    """Of a forward and a backward pass, everything."""
+    for t in (x, *model.parameters()):
+        t.grad = None
+    y = function(x)
+    y.backward(dy)
+    return [y.numpy(), x.grad, *(p.grad for p in model.parameters())]
+
+
+def kernels(network) -> list:
+    return [made[address][0] for program in network.phases for steps, *_ in program for step in steps for address, *_ in step.build()]
+
+
+def network_of(fast):
+    return next(iter(fast.plans.values())).programs[0].network
+
+
+def in_whole_numbers(model, shape, dtype):
+    rng = np.random.default_rng(3)
+    for p in model.parameters():
+        p.data = rng.integers(-1, 2, p.shape).astype(dtype) * (rng.random(p.shape) < 0.1)
+    x = tinynet.tensor(whole_numbers(rng, shape, dtype), requires_grad=True)
+    return x, rng.integers(-1, 2, model(x).shape).astype(dtype)
+
+
+@pytest.mark.parametrize("name, images, dtype", [*((name, 27, np.float32) for name in NETWORKS), ("3 x 3", 16, np.float32), ("a stride", 16, np.float64)])
+def test_pixels_over_the_batch_come_out_bit_for_bit(name, images, dtype):
+    make, shape, count = NETWORKS[name]
+    model = make()
+    x, dy = in_whole_numbers(model, (images, *shape), dtype)
+    fast = tinynet.compile(model)
+    want = results(model, model, x, dy)
+    assert all(np.abs(a).max() < 2**24 for a in want), "where float32 counts one by one"
+    for _ in range(2):
+        for got, wanted in zip(results(model, fast, x, dy), want, strict=True):
+            assert_same(got, wanted)
+    assert kernels(network_of(fast)).count(tiles.conv_batch) == count
+
+
+def test_a_few_images_are_taken_one_by_one():
+    make, shape, _ = NETWORKS["3 x 3"]
+    model = make()
+    x, dy = in_whole_numbers(model, (15, *shape), np.float32)
+    fast = tinynet.compile(model)
+    for got, wanted in zip(results(model, fast, x, dy), results(model, model, x, dy), strict=True):
+        assert_same(got, wanted)
+    assert tiles.conv_batch not in kernels(network_of(fast))
+
+
+def test_the_number_of_threads_decides_about_no_bit(monkeypatch):
+    make, shape, _ = NETWORKS["a residual"]
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((37, *shape)).astype(np.float32), rng.integers(0, 4, 37)
+
+    def weights(slots: int) -> dict:
+        monkeypatch.setattr(threads, "count", lambda: slots)
+        tinynet.manual_seed(0)
+        model = make()
+        step = tinynet.compile(training(model, tinynet.optim.SGD(model.parameters(), lr=0.1)))
+        for _ in range(3):
+            step(x, y)
+        return model.state_dict()
+
+    alone = weights(1)
+    for slots in (2, 4):
+        for name, got in weights(slots).items():
+            assert_same(got, alone[name])
+
+
+def test_columns_of_padding_are_left_out_too():
+    """An infinite weight that meets nothing but zeros of padding: 0 * inf would be NaN."""
+    model = Sequential(Conv2d(16, 16, 3, padding=1, bias=False), Flatten(), Linear(48, 2000), Linear(2000, 4))
+    weight = model[0].weight.data
+    weight[...] = 1
+    weight[:, :, :, [0, 2]] = np.inf
+    fast = tinynet.compile(lambda x: model[0](x) if x.shape[0] < 16 else model(x))
+    with tinynet.no_grad():
+        assert np.isfinite(fast(np.ones((20, 16, 3, 1), np.float32)).numpy()).all()
+    assert tiles.conv_batch in kernels(network_of(fast))
+
+
+@pytest.mark.parametrize("images", [16, 40])
+def test_the_weights_gradient_of_many_images_is_one_sum(images):
+    """Sums of 16 images at a time stay in registers; there is one memory for them, not one for each chunk of images."""
+    model = Sequential(Conv2d(96, 128, 3, padding=1), ReLU(), Conv2d(128, 16, 3, stride=2), Flatten())
+    x, dy = in_whole_numbers(model, (images, 96, 5, 4), np.float32)
+    fast = tinynet.compile(model)
+    for got, wanted in zip(results(model, fast, x, dy), results(model, model, x, dy), strict=True):
+        assert_same(got, wanted)
+    network = network_of(fast)
+    assert sorted(m.copies for m in network.sums) == [1, network.chunks, network.chunks, network.chunks]
+
+
+@pytest.mark.parametrize("images", [1, 3, 8])
+def test_weights_larger_than_a_cache_are_gone_over_lane_by_lane(images):
+    """The same sums, whoever computes which lanes, and however many threads there are."""
+    model = Sequential(Conv2d(120, 136, 3, padding=1), ReLU(), Conv2d(136, 130, 3, stride=2, padding=1))
+    rng = np.random.default_rng(3)
+    for p in model.parameters():
+        p.data[...] = whole_numbers(rng, p.shape, np.float32)
+    x = tinynet.tensor(whole_numbers(rng, (images, 120, 4, 3), np.float32), requires_grad=True)
+    dy = whole_numbers(rng, model(x).shape, np.float32)
+    fast = tinynet.compile(model)
+    for got, want in zip(results(model, fast, x, dy), results(model, model, x, dy), strict=True):
+        assert_same(got, want)
+    assert [len(steps) for steps, *_ in network_of(fast).phases[0]].count(1) >= 2, "each of them is a phase of its own"
