@@ -240,16 +240,15 @@ def lay(T):
 
 
 def gather(W, T):
-    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is; shares split the tiles.
+    """Adds the chunks' sums of `conv_dw`, and puts each where its weight is.
 
     A chunk's sums lie as (groups, lane blocks, outer taps, inner taps, blocks of the run, high, wide, vectors), a tile each
     for the first five. Tiles that were moved back overlap: what they share is equal, and written twice.
 
-    From one output's weights to the next it is far in y. Where that is a multiple of 2 KiB (64 channels of 4 x 4), all outputs share a
-    place or two of the first cache: then a few outputs are written at a time, with all taps of their channels, which lie side by side.
-    Else tile by tile, as they lie.
+    In y the taps of a channel, or the places of a run, lie side by side, and one output's weights are far from the next one's. So squares
+    of 8 outputs are turned, and a part has all taps of its channels, for W outputs: threads that share lines of the cache would fetch
+    them from each other again and again.
     """
-    ITEM = np.dtype(T).itemsize
 
     def kernel(row, image, slot, chunk, share, shares):
         x, chunks, x_chunk, units = pointer(get(row, GATHER.x), T), get(row, GATHER.chunks), get(row, GATHER.x_chunk), get(row, GATHER.units)
@@ -258,27 +257,32 @@ def gather(W, T):
         y, y_channel, y_high, y_wide = pointer(get(row, GATHER.y), T), get(row, GATHER.y_channel), get(row, GATHER.y_high), get(row, GATHER.y_wide)
         y_outer, y_inner = get(row, GATHER.y_outer), get(row, GATHER.y_inner)
         blocks, runs, taps = (lanes + vectors - 1) // vectors, (length + wide - 1) // wide, outer * inner
-        x_tap, together = runs * high * wide * vectors, taps if y_channel * ITEM % 2048 == 0 else 1
-        for part in range(units // together * share // shares, units // together * (share + 1) // shares):
+        x_tap, x_high, x_wide, pieces = runs * high * wide * vectors, wide * vectors, vectors, vectors // W
+        parts = units // taps * pieces
+        if wide == 1:  # a run cut into single places is one block as well
+            parts, runs, wide, x_wide = parts // runs, 1, length, high * vectors
+        for part in range(parts * share // shares, parts * (share + 1) // shares):
             rest, r = part // runs, part % runs
-            block, tap = rest // (taps // together), rest % (taps // together)
+            block, lane = rest // pieces, rest % pieces * W
             g, first = block // blocks, min(block % blocks * vectors, lanes - vectors)
-            to = (g * count + first) * y_channel + min(r * wide, length - wide) * y_wide
-            start, outputs = (block * taps + tap) * x_tap + r * high * wide * vectors, min(vectors, count - first)
-            for t in range(together):
-                for n in range(0, high * wide * vectors, W):
-                    at = start + t * x_tap + n
+            to = (g * count + first + lane) * y_channel + min(r * wide, length - wide) * y_wide
+            start, outputs = block * taps * x_tap + r * high * wide * vectors + lane, min(W, count - first - lane)
+            for t in range(taps if chunks > 1 else 0):
+                for place in range(high * wide):
+                    at = start + t * x_tap + place * vectors
                     total = loads(x, at, 1, 0, 1, 0, 1, W)
                     for c in range(1, chunks):
                         total = add(total, loads(x, c * x_chunk + at, 1, 0, 1, 0, 1, W))
                     stores(x, at, 1, 0, 1, 0, 1, W, total)
-            few = 4 if together > 1 else outputs
-            for left in range(0, outputs, few):
-                for t in range(together):
-                    for place in range(high * wide):
-                        at = start + t * x_tap + place * vectors
-                        target = to + (tap + t) // inner * y_outer + (tap + t) % inner * y_inner + place // wide * y_high + place % wide * y_wide
-                        for lane in range(left, min(left + few, outputs)):
-                            put(y, target + lane * y_channel, get(x, at + lane))
+            for left in range(0, outputs, 8):
+                here, wanted = start + left, min(outputs - left, 8)
+                if y_wide == 1:
+                    for n in range(taps * high):
+                        t, h = n // high, n % high
+                        target = to + left * y_channel + t // inner * y_outer + t % inner * y_inner + h * y_high
+                        transpose(x, here + t * x_tap + h * x_high, x_wide, y, target, y_channel, wide, wanted)
+                else:  # y_outer is inner, and y_inner 1
+                    for place in range(wide):
+                        transpose(x, here + place * x_wide, x_tap, y, to + left * y_channel + place * y_wide, y_channel, taps, wanted)
 
     return kernel

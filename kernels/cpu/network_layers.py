@@ -179,7 +179,7 @@ class Layers(Planner):
 
             self.step("gradient of the bias", build, [dy], n * k, once=True, into=self.finish, with_before=True)
         sgd = self.graph.updates.get(unit.weight) == "sgd" and self.needs.get(unit.weight)
-        joint = tiles.best_dense_back(n, t, self.T) if once and sgd and self.needs.get(unit.x) else None
+        joint = tiles.best_dense_back(n, t, self.T, self.slots) if once and sgd and self.needs.get(unit.x) else None
         if sgd:
             self.stepped[unit.weight] = (x, dy, n, k, t)
         if self.needs.get(unit.weight) and not joint:

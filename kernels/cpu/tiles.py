@@ -287,11 +287,14 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
     deep = SHALLOW if packs or rows <= FEW_ROWS and not turned else DEEP
     term_block = min(terms, up(ceil(terms / ceil(terms / deep)), 8))  # blocks of equal depth
     wide = max(PANELS // (term_block * item), 2 * lanes)
-    if rows < 8 * high * parts:  # too few to give each thread some; else c is best written in long runs
+    # Rows that a panel is packed for, and so many of them that each thread gets some: then c is written in long runs, and no line of it by
+    # two threads. Where all terms are in one panel, a few rows are worth it.
+    least, enough = (high, high * slots) if packs and not turned and terms <= SHALLOW else (8 * high, 8 * high * parts)
+    if rows < enough:
         wide = min(wide, max(ceil(columns / parts), 2 * lanes))
     wide = min(wide, columns)
     column_block = up(wide, lanes) if wide == columns else max(wide // lanes, 1) * lanes
-    tall = max(ceil(rows / ceil(parts / ceil(columns / column_block))), 8 * high)
+    tall = max(ceil(rows / ceil(parts / ceil(columns / column_block))), least)
     if term_block < terms:
         tall = min(tall, max(WAITING // (column_block * item), 8 * high))
     row_block = up(min(tall, rows), high)
@@ -333,7 +336,7 @@ DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_
 IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 
 
-def best_dense_back(rows: int, columns: int, dtype) -> tuple[tuple[int, int, int], dict] | None:
+def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[int, int, int], dict] | None:
     """(tile, blocks) of `dense_back`; None where two products are as good: few rows only wait for memory, which has more to do for
     reading and writing at once; many don't wait for it; or no tile divides the columns."""
     w = max(TARGET.lanes(dtype), LEAST_LANES)
@@ -341,7 +344,8 @@ def best_dense_back(rows: int, columns: int, dtype) -> tuple[tuple[int, int, int
     if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:
         return None
     r = min((r for r in (8, 4) if r * v + v + 1 <= TARGET.registers), key=lambda r: (rows % r, -r))
-    return (r, v, w), dict(column_block=512 // (v * w) * v * w, term_block=16)
+    lanes = v * w
+    return (r, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=16)  # columns for all threads
 
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")

@@ -28,7 +28,7 @@ class Layer:
     def play(self, shares: int = 1, rate: float = 0.5, decay: float = 0.0, masked: bool = False, fault: int = 0):
         """Plays it; what w was before."""
         before, hyper, faulty, item = self.w.copy(), np.array([rate, decay]), np.array([fault]), self.w.itemsize
-        tile, blocks = tiles.best_dense_back(self.rows, self.columns, self.w.dtype.type)
+        tile, blocks = tiles.best_dense_back(self.rows, self.columns, self.w.dtype.type, shares)
         numbers = dict(
             rows=self.rows, columns=self.columns, terms=self.terms, **blocks, dy=address_of(self.dy), dy_row=self.dy.strides[0] // item, w=address_of(self.w),
             x=address_of(self.x), x_row=self.x.strides[0] // item, dx=address_of(self.dx), dx_row=self.dx.strides[0] // item, hyper=address_of(hyper), fault=address_of(faulty),
@@ -61,7 +61,15 @@ def test_a_fault_keeps_the_weights(rng):
 
 @pytest.mark.parametrize("rows, columns", [(8, 64), (1, 4096), (32, 1001), (4096, 4096)])
 def test_it_is_left_alone_where_two_products_are_as_good_or_no_tile_fits(rows, columns):
-    assert tiles.best_dense_back(rows, columns, np.float32) is None
+    assert tiles.best_dense_back(rows, columns, np.float32, 2) is None
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 16])
+@pytest.mark.parametrize("columns", [512, 544, 4096])
+def test_every_thread_has_columns(columns, slots):
+    (_, vectors, lanes), blocks = tiles.best_dense_back(16, columns, np.float32, slots)
+    step = blocks["column_block"]
+    assert step % (vectors * lanes) == 0 and -(-columns // step) >= min(slots, columns // (3 * vectors * lanes))
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.01])

@@ -119,6 +119,16 @@ def test_blocks_are_whole_tiles(dtype):
             assert panels <= blocks["packed"] <= blocks["partial"] - packs * high * blocks["term_block"] and blocks["partial"] < scratch < 1 << 20
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_threads_share_a_product_of_few_terms_by_rows(slots):
+    """A gradient of weights: threads that wrote parts of one row would fetch its lines from each other. Every thread has some."""
+    for rows, columns, terms in [(120, 400, 1), (512, 784, 8), (512, 784, 128), (128, 9216, 32), (1024, 4096, 1)]:
+        _, blocks, _ = tiles.best_packed(rows, columns, terms, np.float32, slots, True, False)
+        panels = -(-columns // blocks["column_block"])
+        assert panels == 1 or blocks["column_block"] * terms * 4 > tiles.PANELS // 2, "columns are cut for the cache alone"
+        assert -(-rows // blocks["row_block"]) * panels >= slots, (rows, columns, terms)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 def test_packed_blocks_of_rows_columns_and_terms(dtype, rng):
     """Several blocks along each axis, the last ones small; both ways in which each factor may lie."""
