@@ -6,9 +6,9 @@ phases they run in); memory.py (where everything lies); program.py and threads.p
 
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
 never leaves the cache; the weights' gradients are summed a chunk of images at a time. Only layers whose weights
-are larger than the cache (dense ones) run as a phase of their own, over all images, and where there are such, convolutions of
-small images with much padding do too. With fewer images than threads,
-each kernel is a phase that threads share, if that turns out to be faster (trial.py).
+are larger than the cache run as a phase of their own, over all images, and where there are such, convolutions of
+small images with much padding do too. With fewer images than threads, each kernel is a phase that threads share, if that
+turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
 order that tiles want (it is small). That is made at every call; without training, only where weights are not what they were.
@@ -18,6 +18,7 @@ The gradient of a value is kept as it is behind its ReLU: whoever computes it ap
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -81,6 +82,11 @@ class Network(Convolutions, Layers):
             self._hand_out_gradients()
             self._update()
         self._assemble()
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether some layer runs over all images at once in any case: then what lies between layers is in memory for all of them."""
+        return any(unit.kind == "linear" and self.wide(unit) or unit.kind == "conv2d" and not self.by_winograd(unit) and self.blocks(unit) for unit in self.units)
 
     # --- optimisers ---------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import ceil, prod
 
 from tinynet.geometry import reach
@@ -17,9 +16,8 @@ from tinynet.kernels.cpu.network_planner import Planner, View
 # takes longer than the sums.
 HEAVY, FEW_PIXELS = 384 << 10, 32
 SMALL_IMAGE, MANY_IMAGES = 64, 16  # pixels of an image; images of a batch
-MOSTLY = 0.9  # the share of a convolution's terms that meet an image and not its padding, where all are computed
+WORTH_LEAVING_OUT = 0.9  # the share of a convolution's terms that meet an image, up to which it pays to leave out all others, in its padding
 TOGETHER = 16  # images whose sums of a gradient of weights stay in registers
-OVER_THE_BATCH = ", over the batch"
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 
 
@@ -108,11 +106,6 @@ class Convolutions(Planner):
         size = prod(self.graph.shapes[unit.weight]) * self.item
         return ceil(size / HEAVY) if size > HEAVY and rows * columns <= FEW_PIXELS and unit.window["groups"] == 1 else 0
 
-    @cached_property
-    def apart(self) -> bool:
-        """Whether some layer runs over all images at once in any case: then what lies between layers is in memory for all of them."""
-        return any(unit.kind == "linear" and self.wide(unit) or unit.kind == "conv2d" and not self.by_winograd(unit) and self.blocks(unit) for unit in self.units)
-
     def many_small(self, unit: Unit) -> bool:
         """Whether there are many images, and small ones, which a convolution may take together: if that alone were the reason to keep
         what lies between layers for all images, it would cost more than it brings."""
@@ -125,7 +118,7 @@ class Convolutions(Planner):
         k, c, *kernel = self.graph.shapes[unit.weight]
         axes = self.axes(unit)
         met, terms = prod(axis.met() for axis in axes), prod(kernel) * prod(axis.outputs for axis in axes)
-        return self.many_small(unit) and unit.window["groups"] == 1 and not unit.pool and min(k, c) >= 16 and met <= MOSTLY * terms
+        return self.many_small(unit) and unit.window["groups"] == 1 and not unit.pool and min(k, c) >= 16 and met <= WORTH_LEAVING_OUT * terms
 
     def list_of_terms(self) -> Memory:
         """Scratch memory in which `conv` lists the terms of its sums."""
@@ -194,12 +187,17 @@ class Convolutions(Planner):
             return [(self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers)]
 
         touches = [x.memory, y.memory, other and other.memory, winner]
-        self.step(unit.name + OVER_THE_BATCH * batch, build, touches, flops * (self.images if batch else 1), once=batch, shares=blocks)
+        self._convolve(unit.name, build, touches, flops, batch, blocks)
 
-    def _batch(self, numbers: dict, x: Buffer | Outside) -> tuple:
+    def _convolve(self, what: str, build, touches: list, flops: float, batch: bool, shares: int = 0) -> None:
+        """A step for every image, or one for all of them. flops: of an image."""
+        self.step(f"{what}, over the batch" if batch else what, build, touches, flops * self.images if batch else flops, once=batch, shares=shares)
+
+    def _batch(self, numbers: dict, x: Buffer) -> tuple:
         """A row of conv_batch."""
-        terms = numbers["terms"] * numbers["taps_a"] * numbers["taps_b"]
-        _, *tile = tiles.best(1, self.images, numbers["lanes"], terms, numbers["taps_a"] * numbers["taps_b"], self.T)
+        taps = numbers["taps_a"] * numbers["taps_b"]
+        terms = taps * numbers["terms"]
+        _, *tile = tiles.best(1, self.images, numbers["lanes"], terms, taps, self.T)
         step = tiles.pixel_step(x.image // self.item, 2 * terms * numbers["lanes"] * numbers["outputs"] * numbers["columns"], WORTH_A_KERNEL)
         return self.kernel(tiles.conv_batch, *tile, step), tiles.CONV, numbers
 
@@ -367,7 +365,7 @@ class Convolutions(Planner):
             numbers = dict(x=At(sums, alone=True), chunks=1 if batch else self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
             return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 
-        self.step("gradient of the weights" + OVER_THE_BATCH * batch, build, [x.memory, dz], self.operations(unit) * (self.images if batch else 1), once=batch)
+        self._convolve("gradient of the weights", build, [x.memory, dz], self.operations(unit), batch)
         self.step("sums of chunks", gather, [], 16 * prod(self.graph.shapes[unit.weight]), once=True, into=self.finish, with_before=True)
 
     def conv_dx(self, unit: Unit, dz: Buffer) -> None:
@@ -436,6 +434,6 @@ class Convolutions(Planner):
             return found
 
         touches = [dz, dx, before, mask and mask.memory]
-        self.step("gradient of the images" + OVER_THE_BATCH * batch, build, touches, flops * (self.images if batch else 1), once=batch, shares=blocks)
+        self._convolve("gradient of the images", build, touches, flops, batch, blocks)
 
     depthwise_dx = conv_dx

@@ -64,6 +64,7 @@ class Planner:
 
     graph: Graph
     units: list[Unit]
+    apart: bool  # whether some layer runs over all images at once in any case
 
     def memory(self, m: Memory) -> Memory:
         self.memories.append(m)

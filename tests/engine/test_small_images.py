@@ -116,7 +116,7 @@ def test_columns_of_padding_are_left_out_too():
     weight = model[0].weight.data
     weight[...] = 1
     weight[:, :, :, [0, 2]] = np.inf
-    fast = tinynet.compile(lambda x: model[0](x) if x.shape[0] < 16 else model(x))
+    fast = tinynet.compile(model)
     with tinynet.no_grad():
         assert np.isfinite(fast(np.ones((20, 16, 3, 1), np.float32)).numpy()).all()
     assert tiles.conv_batch in kernels(network_of(fast))
