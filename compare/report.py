@@ -140,6 +140,13 @@ def claims(result: dict) -> list[dict]:
 # --- plots and listings --------------------------------------------------------------------------------
 
 
+def _line(label: str) -> dict:
+    """How a peer's line of times is drawn: tinynet's black and thick, dashed where it is not compiled; the others' in matplotlib's colours."""
+    if not label.startswith("tinynet"):
+        return dict(linewidth=1.2)
+    return dict(linewidth=2.4, color="black", zorder=5, linestyle="-" if label.endswith("compiled") else "--")
+
+
 def plots(result: dict) -> list[dict]:
     import matplotlib
 
@@ -151,8 +158,7 @@ def plots(result: dict) -> list[dict]:
         figure, axes = plt.subplots(figsize=(6.4, 3.8))
         for label, cells in table["rows"].items():
             sizes = sorted(cells)
-            style = dict(linewidth=2.4, color="black", zorder=5) if label.startswith("tinynet") else dict(linewidth=1.2)
-            axes.plot(sizes, [cells[s]["median_s"] / s * 1e6 for s in sizes], marker="o", markersize=3, label=label, **style)
+            axes.plot(sizes, [cells[s]["median_s"] / s * 1e6 for s in sizes], marker="o", markersize=3, label=label, **_line(label))
         axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="microseconds an image", title=f"network {table['network']}, {table['kind']}")
         axes.set_xticks(table["sizes"], table["sizes"])
         axes.grid(alpha=0.3)

@@ -103,6 +103,12 @@ def test_a_peer_without_the_chosen_mode_is_a_row_that_says_so_and_no_failure(tmp
     assert report.write(result, tmp_path / "out").exists()
 
 
+def test_no_two_of_tinynet_s_lines_are_drawn_alike():
+    eager, compiled = report._line("tinynet eager"), report._line("tinynet compiled")
+    assert eager != compiled and eager["color"] == compiled["color"] == "black"
+    assert "color" not in report._line("pytorch eager")
+
+
 def test_json_holds_no_infinity_and_markdown_no_broken_lines(finished, tmp_path):
     result, _, _ = finished
     broken = json.loads(json.dumps(result))
