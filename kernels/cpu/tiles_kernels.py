@@ -211,35 +211,32 @@ def conv_dw(HIGH, WIDE, V, W, T):
         x_columns, column_first, column_step, column_tap = get(row, DW.x_columns), get(row, DW.column_first), get(row, DW.column_step), get(row, DW.column_tap)
         images, together, x_image, dy_image = max(1, get(row, DW.images)), max(1, get(row, DW.together)), get(row, DW.x_image) // ITEM, get(row, DW.dy_image) // ITEM
         top, bottom, left, right = 0, height, 0, columns  # pixels of dy that meet one of x by a tap
-        units = groups * ((lanes + LANES - 1) // LANES) * outer * inner * ((length + WIDE - 1) // WIDE)
+        blocks, runs = (lanes + LANES - 1) // LANES, (length + WIDE - 1) // WIDE
+        units = groups * blocks * outer * inner * runs  # the order of tiles in memory: groups, channels, then places of x
         begin, end = units * share // shares, units * (share + 1) // shares
         for start in range(0, images, together):
             stop = min(start + together, images)
             for first in range(0, height, block):  # rows of x and dy that stay in the first cache for all tiles
-                last, unit = min(first + block, height), 0
-                for g in range(groups):
-                    for o in range(0, lanes, LANES):
-                        o = min(o, lanes - LANES)
-                        for a in range(outer):
-                            if x_rows > 0:
-                                top, bottom = inside(row_first + a * row_tap, row_step, height, x_rows)
-                            for b in range(inner):
-                                if x_columns > 0:
-                                    left, right = inside(column_first + b * column_tap, column_step, columns, x_columns)
-                                for t in range(0, length, WIDE):
-                                    if begin <= unit < end:
-                                        at = g * x_group + a * ta + b * tb + min(t, length - WIDE) * tj
-                                        acc = zeros(partial, N, W)
-                                        for n in range(start, stop):
-                                            for i in range(max(first, top), min(last, bottom)):
-                                                p, q = n * x_image + at + i * iy + left * ix, n * dy_image + i * gy + left * gx + g * lanes + o
-                                                for j in range(left, right):
-                                                    acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
-                                                    p += ix
-                                                    q += gx
-                                        d = unit * N * W
-                                        acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
-                                        stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
-                                    unit += 1
+                last = min(first + block, height)
+                for row_of_tiles in range(begin // runs, (end + runs - 1) // runs):
+                    rest, b = row_of_tiles // inner, row_of_tiles % inner
+                    rest, a = rest // outer, rest % outer
+                    g, o = rest // blocks, min(rest % blocks * LANES, lanes - LANES)
+                    if x_rows > 0:
+                        top, bottom = inside(row_first + a * row_tap, row_step, height, x_rows)
+                    if x_columns > 0:
+                        left, right = inside(column_first + b * column_tap, column_step, columns, x_columns)
+                    for unit in range(max(begin, row_of_tiles * runs), min(end, row_of_tiles * runs + runs)):
+                        at = g * x_group + a * ta + b * tb + min((unit - row_of_tiles * runs) * WIDE, length - WIDE) * tj
+                        acc = zeros(partial, N, W)
+                        for n in range(start, stop):
+                            for i in range(max(first, top), min(last, bottom)):
+                                p, q = n * x_image + at + i * iy + left * ix, n * dy_image + i * gy + left * gx + g * lanes + o
+                                for j in range(left, right):
+                                    acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                    p += ix
+                                    q += gx
+                        d = unit * N * W
+                        stores(partial, d, 1, 0, PLACES, LANES, V, W, add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W)))
 
     return kernel
