@@ -7,7 +7,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, get, loads, pointer, put, stores, transposed
-from tinynet.kernels.cpu.tiles import GATHER, PLACES
+from tinynet.kernels.cpu.tiles import GATHER, PATCHES, PLACES
 
 # --- places in memory ---------------------------------------------------------------------------------------
 
@@ -195,6 +195,60 @@ def places(T):
                     for j in range(columns):
                         which = np.int32(get(winner, at + j * groups * lanes))
                         put(y, to + j * y_column, np.int32(-1) if which < 0 else np.int32((2 * i + which // 2) * width + 2 * j + which % 2))
+
+    return kernel
+
+
+def patches(T):
+    """im2col: y[pixel, channel, tap] = x where that output's window has it. x begins in its halo, and lies channel by channel."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, channels, kr, kc = get(row, PATCHES.rows), get(row, PATCHES.columns), get(row, PATCHES.channels), get(row, PATCHES.kr), get(row, PATCHES.kc)
+        x, y, taps = place(row, PATCHES.x, image, slot, T), place(row, PATCHES.y, image, slot, T), kr * kc
+        iy, ix = get(row, PATCHES.sr) * get(row, PATCHES.x_y), get(row, PATCHES.sc) * get(row, PATCHES.x_x)
+        ta, tb = get(row, PATCHES.dr) * get(row, PATCHES.x_y), get(row, PATCHES.dc) * get(row, PATCHES.x_x)
+        first, last = channels * share // shares, channels * (share + 1) // shares
+        for pixel in range(rows * columns):
+            at, to = pixel // columns * iy + pixel % columns * ix + first, (pixel * channels + first) * taps
+            for a in range(kr):
+                transpose(x, at + a * ta, tb, y, to + a * kc, taps, kc, last - first)
+
+    return kernel
+
+
+def patches_back(T):
+    """col2im: each number of x is the sum of all that `patches` would copy it to. add: another gradient of x, from which to start;
+    mask: where it is not > 0, x becomes 0."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        rows, columns, channels, kr, kc = get(row, PATCHES.rows), get(row, PATCHES.columns), get(row, PATCHES.channels), get(row, PATCHES.kr), get(row, PATCHES.kc)
+        height, width, sr, sc, dr, dc = get(row, PATCHES.height), get(row, PATCHES.width), get(row, PATCHES.sr), get(row, PATCHES.sc), get(row, PATCHES.dr), get(row, PATCHES.dc)
+        x, x_y, x_x = place(row, PATCHES.x, image, slot, T), get(row, PATCHES.x_y), get(row, PATCHES.x_x)
+        y, taps, top, left = place(row, PATCHES.y, image, slot, T), kr * kc, get(row, PATCHES.top), get(row, PATCHES.left)
+        add_to, before, before_y, before_x = get(row, PATCHES.add), place(row, PATCHES.add, image, slot, T), get(row, PATCHES.add_y), get(row, PATCHES.add_x)
+        mask, passed, passed_y, passed_x = get(row, PATCHES.mask), place(row, PATCHES.mask, image, slot, T), get(row, PATCHES.mask_y), get(row, PATCHES.mask_x)
+        first, last = channels * share // shares, channels * (share + 1) // shares
+        for h in range(height):
+            for l in range(width):
+                if add_to == 0:
+                    zero(x, h * x_y + l * x_x + first, last - first)
+                else:
+                    copy(before, h * before_y + l * before_x + first, x, h * x_y + l * x_x + first, last - first)
+        for pixel in range(rows * columns):
+            h, l, at = pixel // columns * sr - top, pixel % columns * sc - left, pixel * channels * taps
+            u0, u1 = inside(h, dr, kr, height)
+            v0, v1 = inside(l, dc, kc, width)
+            for u in range(u0, u1):
+                for v in range(v0, v1):
+                    to, tap = (h + u * dr) * x_y + (l + v * dc) * x_x, at + u * kc + v
+                    for c in range(first, last):
+                        put(x, to + c, get(x, to + c) + get(y, tap + c * taps))
+        if mask != 0:
+            for h in range(height):
+                for l in range(width):
+                    for c in range(first, last):
+                        if not get(passed, h * passed_y + l * passed_x + c) > 0:
+                            put(x, h * x_y + l * x_x + c, 0.0)
 
     return kernel
 

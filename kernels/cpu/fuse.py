@@ -1,7 +1,10 @@
 """What a compiled network runs as one kernel: calls of a graph become units.
 
     conv2d  [+ bias_add]  [+ the other branch of a sum]  [+ relu]  [+ max_pool2d of 2 x 2]
+    depthwise, im2col  [+ bias_add]  [+ the other branch of a sum]  [+ relu]
     linear  [+ relu]          add  [+ relu]
+
+A convolution is depthwise where each channel has a filter of its own, and im2col where its weights are large and serve few pixels.
 
 The rest are units by themselves. A result that someone else reads too is never fused away.
 """
@@ -12,8 +15,16 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 
+import numpy as np
+
 from tinynet.geometry import PoolWindow, Window, checked, halving, nchw
 from tinynet.kernels.graph import Call, Graph, Unsupported
+
+
+HEAVY = 384 << 10  # bytes of weights: more don't stay in the second cache from one image to the next
+# Pixels of all images together, for which copies of such weights cost more than they bring: a copy in the order of tiles, and in training another for the images'
+# gradient and sums of the weights' own.
+FEW_PIXELS, FEW_IN_TRAINING = 48, 128
 
 
 @dataclass
@@ -31,10 +42,11 @@ class Unit:
 
     @property
     def name(self) -> str:
-        words = [self.kind, "+ bias" if self.bias is not None else "", "+ add" if self.other is not None and self.weight is not None else ""]
+        words = [self.kind if self.kind != "im2col" else "conv2d", "+ bias" if self.bias is not None else "", "+ add" if self.other is not None and self.weight is not None else ""]
         return " ".join(filter(None, [*words, "+ relu" if self.relu and self.kind != "relu" else "", "+ max_pool2d" if self.pool else ""]))
 
 
+CONVOLUTIONS = "conv2d", "depthwise", "im2col"  # units of a convolution
 FUSED = {
     "conv2d", "bias_add", "max_pool2d", "avg_pool2d", "relu", "add", "reshape", "flatten",
     "linear", "softmax", "log_softmax", "log", "cross_entropy", "nll_loss",
@@ -113,14 +125,22 @@ class Fusing:
         groups = window["groups"]
         channels = nchw(self.graph.shapes[x], p["layout"])[1]
         kind = "depthwise" if groups > 1 and groups == channels == shape[0] else "conv2d"
+        if kind == "conv2d" and groups == 1 and self.few_pixels(call):
+            kind = "im2col"
         if kind == "conv2d" and groups > 1 and min(shape[0] // groups, channels // groups) < 4:
             raise Unsupported(call, "groups of fewer than 4 channels would leave a vector's lanes empty")
         self.start(kind, call, x, weight=weight, bias=bias, window=window)
 
+    def few_pixels(self, call: Call) -> bool:
+        """Whether a convolution's weights are large and all pixels of all images few: then they are read where they lie, as a dense layer's."""
+        weights, result = (self.graph.shapes[v] for v in (call.inputs[1], call.output))
+        pixels = prod(result) // weights[0]
+        return prod(weights) * np.dtype(self.graph.dtype).itemsize > HEAVY and pixels <= (FEW_IN_TRAINING if self.graph.gradients else FEW_PIXELS)
+
     def bias_add(self, call: Call) -> None:
         x, bias = call.inputs
         unit = self.made.get(x)
-        if unit is None or unit.kind not in ("conv2d", "depthwise") or unit.bias is not None or len(unit.calls) > 1 or not self.alone(x) or self.layouts[x] != call.parameters["layout"]:
+        if unit is None or unit.kind not in CONVOLUTIONS or unit.bias is not None or len(unit.calls) > 1 or not self.alone(x) or self.layouts[x] != call.parameters["layout"]:
             raise Unsupported(call, "it does not follow a convolution without bias")
         self.outer(call, bias)
         self.layouts[call.output] = self.layouts[x]
@@ -154,7 +174,7 @@ class Fusing:
         unit = self.made.get(x)
         if x in self.layouts:
             self.layouts[call.output] = self.layouts[x]
-        if unit is not None and unit.kind in ("conv2d", "depthwise", "linear", "add") and not unit.relu and self.alone(x):
+        if unit is not None and unit.kind in (*CONVOLUTIONS, "linear", "add") and not unit.relu and self.alone(x):
             unit.relu = True
             self.extend(unit, call)
         else:
@@ -174,7 +194,7 @@ class Fusing:
                 self.layouts[v] = next(iter(layouts))
         for value, other in ((x, y), (y, x)):
             unit = self.made.get(value)
-            if unit is not None and unit.kind in ("conv2d", "depthwise") and not (unit.relu or unit.pool) and unit.other is None and self.alone(value) and x != y:
+            if unit is not None and unit.kind in CONVOLUTIONS and not (unit.relu or unit.pool) and unit.other is None and self.alone(value) and x != y:
                 unit.other = other
                 self.extend(unit, call)
                 return

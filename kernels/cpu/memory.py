@@ -70,6 +70,14 @@ class Buffer(Memory):
         return (self.halo[0] + i) * self.y + (self.halo[2] + j) * self.x
 
 
+class Rows(Memory):
+    """A matrix of `rows` rows of `count` numbers, one after the other; `image` is from row to row."""
+
+    def __init__(self, rows: int, count: int, item: int, what: str):
+        super().__init__(rows * count, what)
+        self.image = count * item
+
+
 class Outside:
     """An array of the caller's: value `key` of the graph, or a name of something that is made for every call."""
 

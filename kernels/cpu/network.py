@@ -1,7 +1,7 @@
 """A whole network, forward and backward, as one program: what `tinynet.compile` runs on the CPU.
 
 The walk of a network through this folder: fuse.py (which calls become one kernel); network_planner.py,
-network_convolution.py and network_layers.py (for each unit, the kernels of its forward and backward); this file (the
+network_convolution.py, network_im2col.py and network_layers.py (for each unit, the kernels of its forward and backward); this file (the
 phases they run in); memory.py (where everything lies); program.py and threads.py (who plays it).
 
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
@@ -27,6 +27,7 @@ from tinynet.kernels.cpu import layers, threads
 from tinynet.kernels.cpu.fuse import Fusing
 from tinynet.kernels.cpu.memory import Arena, At, Buffer, Memory, Outside, Program, lay_out
 from tinynet.kernels.cpu.network_convolution import Convolutions
+from tinynet.kernels.cpu.network_im2col import Im2col
 from tinynet.kernels.cpu.network_layers import HYPER, Layers
 from tinynet.kernels.cpu.network_planner import WORTH_SHARING, Step
 from tinynet.kernels.cpu.program import HEAD, ROW, play
@@ -35,7 +36,7 @@ from tinynet.kernels.graph import Graph
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, but 4, where one is large
 
 
-class Network(Convolutions, Layers):
+class Network(Convolutions, Im2col, Layers):
     """The program of a graph. Raises Unsupported where a call has no kernel here.
 
     seeds: values whose gradient the caller gives for the backward pass, in place of a loss; then there are two programs.
@@ -224,7 +225,7 @@ class Network(Convolutions, Layers):
                 return arena.bound[memory.key]
             return np.stack([arena.memory[memory.offset + i * memory.image :][: count * self.item].view(self.T) for i in range(n)])
 
-        return rows(dy, k).T @ rows(x, t)
+        return (rows(dy, k).T @ rows(x, t)).reshape(self.graph.shapes[value])
 
     def play(self, arena: Arena, program: int = 0) -> None:
         play(arena.addresses[program], self.slots)

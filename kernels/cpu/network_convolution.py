@@ -7,14 +7,12 @@ from math import ceil, prod
 from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
-from tinynet.kernels.cpu.fuse import Unit
+from tinynet.kernels.cpu.fuse import HEAVY, Unit
 from tinynet.kernels.cpu.images import axis_back
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
-# Weights so large do not stay in the second cache from one image to the next; where each serves but a few pixels of an image, reading them
-# takes longer than the sums.
-HEAVY, FEW_PIXELS = 384 << 10, 32
+FEW_PIXELS = 32  # of an image: where each of HEAVY weights serves no more, reading them takes longer than the sums
 SMALL_IMAGE, MANY_IMAGES = 64, 16  # pixels of an image; images of a batch
 WORTH_LEAVING_OUT = 0.9  # the share of a convolution's terms that meet an image, up to which it pays to leave out all others, in its padding
 TOGETHER = 16  # images whose sums of a gradient of weights stay in registers

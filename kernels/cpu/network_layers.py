@@ -134,11 +134,16 @@ class Layers(Planner):
         return memory.image // self.item
 
     def linear(self, unit: Unit) -> None:
-        k, t = self.graph.shapes[unit.weight]
         (x, _), (y, _) = self.row(unit.x), self.row(unit.output)
         rows, once = (self.images, True) if self.wide(unit) else (1, False)
         if once:
             self._keep(x, y)
+        self.dense(unit, x, y, rows, once, unit.relu)
+
+    def dense(self, unit: Unit, x, y, rows: int, once: bool, relu: bool) -> None:
+        """y = x @ W^T + b, and ReLU, of so many rows."""
+        k, *inputs = self.graph.shapes[unit.weight]
+        t = prod(inputs)
         bias = dict(bias=At(Outside(unit.bias), alone=True)) if unit.bias is not None else {}
         if not tiles.turned_is_packed(rows, k, t):
             high, wide = tiles.best_dots(rows, k)
@@ -147,13 +152,13 @@ class Layers(Planner):
                 stay = max(high, (1 << 19) // (t * self.item) // high * high)
                 numbers = dict(
                     rows=rows, columns=k, terms=t, a=At(x), a_row=self.step_of(x), b=At(Outside(unit.weight)), b_row=t,
-                    c=At(y), c_row=self.step_of(y), stay=stay, row_shares=1, relu=unit.relu, **bias,
+                    c=At(y), c_row=self.step_of(y), stay=stay, row_shares=1, relu=relu, **bias,
                 )  # fmt: skip
                 return [(self.kernel(tiles.dots, high, wide, max(TARGET.lanes(self.T), tiles.LEAST_LANES)), tiles.DOTS, numbers)]
 
             self.step(unit.name, build, [x, y], 2 * rows * k * t, once=once)
             return
-        numbers = dict(a=At(x), a_row=lambda: self.step_of(x), a_term=1, b=At(Outside(unit.weight)), b_term=1, b_column=t, c=At(y), c_row=lambda: self.step_of(y), relu=unit.relu, **bias)
+        numbers = dict(a=At(x), a_row=lambda: self.step_of(x), a_term=1, b=At(Outside(unit.weight)), b_term=1, b_column=t, c=At(y), c_row=lambda: self.step_of(y), relu=relu, **bias)
         self._product(rows, k, t, numbers, None, [x, y], once, unit.name, packed=True)
 
     def _keep(self, *memories) -> None:
@@ -166,11 +171,24 @@ class Layers(Planner):
         return At(self.hyper, list(self.graph.updates).index(parameter) * HYPER * 8 // self.item, alone=True)
 
     def linear_back(self, unit: Unit) -> None:
-        k, t = self.graph.shapes[unit.weight]
         (x, _), dy = self.row(unit.x), self.gradients[unit.output]
-        n = self.images
-        rows, once = (n, True) if self.wide(unit) else (1, False)
+        once = self.wide(unit)
         self._keep(x, dy)
+        if not self.needs.get(unit.x):
+            self.dense_back(unit, x, dy, None, None, self.images, once)
+            return
+        mask, (dx, join) = self.mask(unit.x), self.joined(unit.x)
+        if once:
+            self._keep(dx)
+        self.dense_back(unit, x, dy, dx, mask, self.images, once)
+        join()
+
+    def dense_back(self, unit: Unit, x, dy, dx, mask: Buffer | None, n: int, once: bool) -> None:
+        """The gradients of a dense layer of n rows: of its bias and its weights, where they are wanted, over all rows; and dx, if it is not None, of
+        all rows or (once: False) image by image."""
+        k, *inputs = self.graph.shapes[unit.weight]
+        t = prod(inputs)
+        rows = n if once else 1
         if unit.bias is not None and self.needs.get(unit.bias):
             total = self.weight_gradient(unit.bias)
 
@@ -179,7 +197,7 @@ class Layers(Planner):
 
             self.step("gradient of the bias", build, [dy], n * k, once=True, into=self.finish, with_before=True)
         sgd = self.graph.updates.get(unit.weight) == "sgd" and self.needs.get(unit.weight)
-        joint = tiles.best_dense_back(n, t, self.T, self.slots) if once and sgd and self.needs.get(unit.x) else None
+        joint = tiles.best_dense_back(n, t, self.T, self.slots) if once and sgd and dx is not None else None
         if sgd:
             self.stepped[unit.weight] = (x, dy, n, k, t)
         if self.needs.get(unit.weight) and not joint:
@@ -191,37 +209,32 @@ class Layers(Planner):
                 gradient = self.weight_gradient(unit.weight)
                 numbers.update(c=At(gradient))
                 self._product(k, t, n, numbers, self.finish, [dy, x], True, "gradient of the weights")
-        if self.needs.get(unit.x):
-            mask, (dx, join) = self.mask(unit.x), self.joined(unit.x)
-            if once:
-                self._keep(dx)
-            if joint:
-                self._back_and_step(unit, *joint, x, dy, dx, mask)
-                join()
-                return
+        if joint:
+            self._back_and_step(unit, *joint, x, dy, dx, mask, n)
+        elif dx is not None:
             numbers = dict(a=At(dy), a_row=lambda: self.step_of(dy), a_term=1, b=At(Outside(unit.weight)), b_term=t, c=At(dx), c_row=lambda: self.step_of(dx))
             if mask is not None:
                 self._keep(mask)
                 numbers.update(mask=At(mask), mask_row=lambda: self.step_of(mask))
             self._product(rows, t, k, numbers, None, [dy, dx, mask], once, "gradient of the rows")
-            join()
 
-    def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy: Buffer, dx: Buffer, mask: Buffer | None) -> None:
+    def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy, dx, mask: Buffer | None, n: int) -> None:
         """The gradient of the rows, and the step of the weights that makes it, in one pass over these."""
-        k, t = self.graph.shapes[unit.weight]
+        k, *inputs = self.graph.shapes[unit.weight]
+        t = prod(inputs)
         if mask is not None:
             self._keep(mask)
 
         def build():
             numbers = dict(
-                rows=self.images, columns=t, terms=k, **blocks, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
+                rows=n, columns=t, terms=k, **blocks, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
                 x=At(x, alone=True), x_row=self.step_of(x), dx=At(dx, alone=True), dx_row=self.step_of(dx), hyper=self.hyper_of(unit.weight), fault=At(self.fault, alone=True),
             )  # fmt: skip
             if mask is not None:
                 numbers.update(mask=At(mask, alone=True), mask_row=self.step_of(mask))
             return [(self.kernel(tiles.dense_back, *tile), tiles.DENSE_BACK, numbers)]
 
-        self.step("gradient of the rows, step of SGD of the weights", build, [dy, dx, mask], 4 * self.images * k * t, once=True)
+        self.step("gradient of the rows, step of SGD of the weights", build, [dy, dx, mask], 4 * n * k * t, once=True)
 
     def _rowwise(self, unit: Unit) -> None:
         (x, count), (y, _) = self.row(unit.x), self.row(unit.output)

@@ -181,17 +181,17 @@ def _stepped(R, V, W):
     return tile
 
 
-def dense_back(R, V, W, T):
+def dense_back(R, S, V, W, T):
     """A dense layer's backward, and its step of SGD, in one pass over its weights: dx = dy @ w (and ReLU's mask), then
     w -= rate * (dy^T @ x + decay * w), `term_block` rows of w and V * W columns at a time, which stay in the first cache from the one
-    to the other. So weights that come from memory come once.
+    to the other. So weights that come from memory come once. R rows of dx are computed at once, and S of w.
 
-    V * W divides the columns and `column_block`, such blocks are shared; a remainder of R rows is done row by row: nothing may be
+    V * W divides the columns and `column_block`, such blocks are shared; a remainder of R or S rows is done row by row: nothing may be
     added twice.
     """
     LANES = V * W
     rows_back, row_back = _rows_back(R, V, W), _rows_back(1, V, W)
-    stepped, one_stepped = _stepped(R, V, W), _stepped(1, V, W)
+    stepped, one_stepped = _stepped(S, V, W), _stepped(1, V, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms, block = get(row, DENSE_BACK.rows), get(row, DENSE_BACK.columns), get(row, DENSE_BACK.terms), get(row, DENSE_BACK.term_block)
@@ -213,9 +213,9 @@ def dense_back(R, V, W, T):
                         row_back(dy, dy_row, w, columns, dx, dx_row, i, o, first, last)
                     if fault != 0:
                         continue
-                    for t in range(first, last - R + 1, R):
+                    for t in range(first, last - S + 1, S):
                         stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay)
-                    for t in range(first + (last - first) // R * R, last):
+                    for t in range(first + (last - first) // S * S, last):
                         one_stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay)
             for i in range(rows if mask != 0 else 0):
                 for o in range(left, right, LANES):

@@ -195,6 +195,10 @@ def listed(taps: int, terms: int) -> int:
     return int(taps > 1 and terms < LONG_RUN and taps * terms <= MOST_LISTED)
 
 
+PATCHES = fields(
+    "rows columns channels height width kr kc sr sc dr dc top left x x_slot x_image x_y x_x y y_slot y_image "
+    "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x"
+)  # fmt: skip
 PLACES = fields("rows columns groups count lanes width x x_slot x_image x_row x_first y y_slot y_image y_channel y_column")
 DW = fields(
     "height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block "
@@ -323,11 +327,12 @@ def turned_is_packed(rows: int, columns: int, terms: int) -> bool:
 def best_dots(rows: int, columns: int) -> tuple[int, int]:
     """(rows of a, rows of b) of a tile of `dots`: as many products as the registers hold, from few loads."""
     choices = []
-    for r in (1, 2, 3, 4):
+    for r in (1, 2, 3, 4, 5, 6, 8, 9):
         for c in (1, 2, 3, 4, 5, 6, 8):
-            if r > rows or c > columns or r * c + min(r, c) + 1 > TARGET.registers or r * c > 24:
+            # eight rows of b are eight more addresses, which only a single row of a leaves registers for
+            if r > rows or c > columns or r * c + min(r, c) + 1 > TARGET.registers or r * c > 27 or c == 8 and r > 1:
                 continue
-            step = max(r * c, r + c, 4.2) + 0.25 * (r + c)
+            step = max(r * c, 2.2 * (r + c)) + 0.4 * (r + c)  # both come from the second cache
             choices.append((ceil(rows / r) * ceil(columns / c) * step, -r * c, r, c))
     return min(choices)[2:]
 
@@ -336,21 +341,22 @@ DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_
 IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 
 
-def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[int, int, int], dict] | None:
-    """(tile, blocks) of `dense_back`; None where two products are as good: few rows only wait for memory, which has more to do for
+def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[int, int, int, int], dict] | None:
+    """(tile, blocks) of `dense_back`, the tile as (rows of dx, rows of w, vectors, lanes); None where two products are as good: few rows only wait for memory, which has more to do for
     reading and writing at once; many don't wait for it; or no tile divides the columns."""
     w = max(TARGET.lanes(dtype), LEAST_LANES)
     v = next((v for v in (2, 1) if columns % (v * w) == 0), 0)
     if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:
         return None
-    r = min((r for r in (8, 4) if r * v + v + 1 <= TARGET.registers), key=lambda r: (rows % r, -r))
+    fitting = [r for r in (9, 8, 7, 6, 5, 4, 3) if r * v + v + 1 <= TARGET.registers]
+    high = min(fitting, key=lambda r: (rows // r * (r * v + 2) + rows % r * 6, -r))  # cycles: a row by itself waits for each of its sums
     lanes = v * w
-    return (r, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=16)  # columns for all threads
+    return (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=16)  # columns for all threads
 
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
 
 # --- the kernels, in files of their own -------------------------------------------------------------------------------
-enter, leave, leave_few, turn_few, turn, places, lay, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places lay gather")
+enter, leave, leave_few, turn_few, turn, places, patches, patches_back, lay, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places patches patches_back lay gather")
 conv, conv_pool, conv_batch, conv_dw = kernels_in("tiles_kernels", "conv conv_pool conv_batch conv_dw")
 gemm, gemm_packed, dense_back, dots = kernels_in("product_kernels", "gemm gemm_packed dense_back dots")

@@ -40,7 +40,7 @@ class Layer:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("rows, columns, terms", [(9, 48, 10), (12, 64, 16), (17, 1056, 33), (32, 544, 5), (11, 16, 1)])
+@pytest.mark.parametrize("rows, columns, terms", [(9, 48, 10), (12, 64, 16), (17, 1056, 33), (32, 544, 5), (11, 16, 1), (21, 32, 9)])
 @pytest.mark.parametrize("shares", [1, 3])
 def test_both_results_are_those_of_two_products(rows, columns, terms, shares, dtype, rng):
     for masked, decay in ((False, 0.0), (True, 0.5)):
@@ -67,7 +67,7 @@ def test_it_is_left_alone_where_two_products_are_as_good_or_no_tile_fits(rows, c
 @pytest.mark.parametrize("slots", [1, 2, 4, 16])
 @pytest.mark.parametrize("columns", [512, 544, 4096])
 def test_every_thread_has_columns(columns, slots):
-    (_, vectors, lanes), blocks = tiles.best_dense_back(16, columns, np.float32, slots)
+    (*_, vectors, lanes), blocks = tiles.best_dense_back(16, columns, np.float32, slots)
     step = blocks["column_block"]
     assert step % (vectors * lanes) == 0 and -(-columns // step) >= min(slots, columns // (3 * vectors * lanes))
 
