@@ -46,7 +46,8 @@ _DENSE = {
 }
 _SMALL = {("forward", "strict"): _by_size(6.0, 2.1), ("training", "strict"): _by_size(7.0, 2.4)}
 _DEPTHWISE = {("forward", "strict"): _by_size(6.0, 1.9), ("training", "strict"): _by_size(7.0, 3.0)}
-_ORDINARY = {"vgg": _DENSE, "strided": _DENSE, "lenet5": _SMALL, "bottleneck": _DEPTHWISE}
+_OTHER = {(kind, "strict"): sizes for kind, sizes in ANY.items()}  # nobody made a prototype of it
+_ORDINARY = {"vgg": _DENSE, "strided": _DENSE, "lenet5": _SMALL, "bottleneck": _DEPTHWISE, "alexnet": _OTHER}
 
 
 def target(network: str, kind: str, contestant: str, size: int) -> Target | None:

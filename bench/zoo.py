@@ -1,4 +1,4 @@
-"""The networks that `tinynet bench networks` runs, as data: the article's two architectures and four ordinary ones.
+"""The networks that `tinynet bench networks` runs, as data: the article's two architectures and five ordinary ones.
 
 Every layer says no more than a framework's constructor needs; `Network.steps` adds names and shapes, and every
 contestant builds itself from them. All end in logits of 10 classes, trained by cross-entropy.
@@ -202,6 +202,12 @@ NETWORKS = {
             Conv(32, 3, padding=1), ReLU(), Conv(16, 1), ReLU(), Conv(16, 3, padding=1), ReLU(), Conv(64, 1), ReLU(), MaxPool(2, 2),
             Conv(64, 3, padding=1, groups=64), ReLU(), Conv(128, 1), ReLU(), AvgPool(4),
             Flatten(), Dense(CLASSES),
+        ),
+        _ordinary(  # weights of 15 MB, most of which serve 3 x 3 pixels
+            "alexnet", "alexnet, large weights on few pixels", Image(3, 64, 64),
+            Conv(64, 11, stride=4, padding=2), ReLU(), MaxPool(3, 2), Conv(192, 5, padding=2), ReLU(), MaxPool(3, 2),
+            Conv(384, 3, padding=1), ReLU(), Conv(256, 3, padding=1), ReLU(), Conv(256, 3, padding=1), ReLU(),
+            Flatten(), Dense(512), ReLU(), Dense(CLASSES),
         ),
     )
 }  # fmt: skip

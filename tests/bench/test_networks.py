@@ -39,7 +39,7 @@ def test_the_shapes_of_the_zoo_add_up():
         assert steps[0].before == network.image and steps[-1].after == (10,)
         assert {name: a.shape for name, a in initial_state(network).items()} == network.parameters()
     assert {name: network.flattened[1] for name, network in NETWORKS.items()} == {
-        "keras": (16, 6, 6), "tensorflow": (64, 8, 8), "lenet5": (16, 5, 5), "vgg": (128, 8, 8), "strided": (128, 4, 4), "bottleneck": (128, 4, 4),
+        "keras": (16, 6, 6), "tensorflow": (64, 8, 8), "lenet5": (16, 5, 5), "vgg": (128, 8, 8), "strided": (128, 4, 4), "bottleneck": (128, 4, 4), "alexnet": (256, 3, 3),
     }  # fmt: skip
 
 
@@ -240,6 +240,7 @@ def test_targets_are_the_projects():
     assert target("tensorflow", "training", "tinynet-compiled", 512) is None
     assert target("vgg", "forward", "tinynet-compiled", 128).floor == 1.0  # three quarters of 1.25 are less than any network must reach
     assert target("bottleneck", "training", "tinynet-compiled", 1).ratio == 7 and target("bottleneck", "training", "tinynet-winograd", 1) is None
+    assert target("alexnet", "training", "tinynet-compiled", 1).floor == 2 and target("alexnet", "forward", "tinynet-compiled", 128).ratio == 1
     assert target("keras", "forward", "tinynet-eager", 1) is None and target("vgg", "forward", "tinynet-compiled", 2) is None
     assert set(ARTICLE) == {name for name in CONTESTANTS if not name.startswith("tinynet-")} - {"jax"} and set(ORDINARY) < set(ARTICLE)
 
@@ -250,7 +251,7 @@ def test_targets_are_the_projects():
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["--networks", "alexnet"], "there is no network 'alexnet'; choose from keras, tensorflow, lenet5, vgg, strided, bottleneck"),
+        (["--networks", "resnet"], "there is no network 'resnet'; choose from keras, tensorflow, lenet5, vgg, strided, bottleneck, alexnet"),
         (["--contestants", "mxnet"], "there is no contestant 'mxnet'; choose from tinynet-eager, tinynet-compiled"),
         (["--kinds", "backward"], "there is no kind 'backward'; choose from forward, training"),
         (["--batch-sizes", "0,32"], "batch sizes must be numbers from 1 to 4096"),
