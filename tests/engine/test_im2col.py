@@ -16,7 +16,7 @@ from tinynet.nn import Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequent
 
 
 class Residual(Module):
-    """A large convolution with another branch added to it, and a value of which two convolutions give gradients."""
+    """A large convolution with another branch added to it."""
 
     def __init__(self):
         self.first, self.middle, self.last = Conv2d(8, 110, 3, padding=1), Conv2d(110, 110, 3, padding=1), Conv2d(110, 6, 1)
@@ -24,6 +24,17 @@ class Residual(Module):
     def forward(self, x):
         h = F.relu(self.first(x))
         return self.last(F.relu(self.middle(h) + h))
+
+
+class Branches(Module):
+    """Two large convolutions of one value, whose gradient is the sum of what both give."""
+
+    def __init__(self):
+        self.first, self.left, self.right = Conv2d(8, 110, 1), Conv2d(110, 104, 3, padding=1), Conv2d(110, 104, 3, padding=1)
+
+    def forward(self, x):
+        h = F.relu(self.first(x))
+        return self.left(h) + self.right(h)
 
 
 # name -> (layers, the shape of an image, images, how many convolutions are im2col)
@@ -35,6 +46,7 @@ NETWORKS = {
     "1 x 1, no bias": (lambda: Sequential(Conv2d(330, 310, 1, bias=False), ReLU()), (330, 3, 2), 4, 1),
     "one pixel, few outputs": (lambda: Sequential(Conv2d(2300, 5, 3)), (2300, 3, 3), 1, 1),
     "a residual": (Residual, (8, 3, 4), 3, 1),
+    "two branches": (Branches, (8, 3, 4), 3, 2),
     "pooling behind it": (lambda: Sequential(Conv2d(104, 110, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(110, 12, 1)), (104, 4, 6), 2, 1),
     "NHWC": (lambda: Sequential(Conv2d(104, 110, 3, padding=1, layout="NHWC"), ReLU(), Conv2d(110, 120, (2, 4), layout="NHWC"), ReLU()), (4, 5, 104), 2, 2),
 }  # fmt: skip
