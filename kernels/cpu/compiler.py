@@ -19,6 +19,7 @@ from numba.core.dispatcher import _FunctionCompiler
 
 _I64 = ir.IntType(64)
 _OBJECT = ir.IntType(8).as_pointer()
+_ROW_AND_FIVE = [types.CPointer(types.int64), *[types.int64] * 5]  # a kernel's arguments
 
 
 class _Bare(_FunctionCompiler):
@@ -31,8 +32,12 @@ class _Bare(_FunctionCompiler):
 
 def kernel(function, symbol: str) -> tuple[bytes, list[str]]:
     """function(row, image, slot, chunk, share, shares) as void symbol(int64 *row, int64 image, ...)."""
-    arguments = [types.CPointer(types.int64), *[types.int64] * 5]
-    return _compiled(function, arguments, types.none, symbol, _called_from_c)
+    return _compiled(function, _ROW_AND_FIVE, types.none, symbol, _called_from_c)
+
+
+def kernel_text(function, symbol: str = "kernel") -> str:
+    """The same as LLVM's text, optimised: what becomes of a tile, for whoever wants to read it."""
+    return str(_optimised(function, _ROW_AND_FIVE, types.none, symbol, _called_from_c)[1])
 
 
 def for_python(function, count: int, symbol: str) -> tuple[bytes, list[str]]:
@@ -43,6 +48,14 @@ def for_python(function, count: int, symbol: str) -> tuple[bytes, list[str]]:
 
 def _compiled(function, arguments: list, result, symbol: str, entry) -> tuple[bytes, list[str]]:
     """(object code, names of the functions outside that it calls)."""
+    with global_compiler_lock:
+        library, module = _optimised(function, arguments, result, symbol, entry)
+        needs = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
+        return library.codegen._tm.emit_object(module), needs
+
+
+def _optimised(function, arguments: list, result, symbol: str, entry) -> tuple:
+    """(numba's library, the one module in it)."""
     with global_compiler_lock:
         options = {"error_model": "numpy", "nopython": True}
         found = _Bare(function, registry.cpu_target, options, {}, Compiler).compile(tuple(arguments), result)
@@ -66,18 +79,18 @@ def _compiled(function, arguments: list, result, symbol: str, entry) -> tuple[by
         for part in (*module.functions, *module.global_variables):
             if not part.is_declaration and part.name != symbol:
                 part.linkage = "internal"
-        library._final_module = module = _as_they_are(module)
+        library._final_module = module = _not_unrolled(module)
         library._optimize_final_module()
         module.verify()
-        needs = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
-        return library.codegen._tm.emit_object(module), needs
+        return library, module
 
 
-def _as_they_are(module):
-    """The module with a note on all its loops: not to be unrolled where the number of turns is known only when they run.
+def _not_unrolled(module):
+    """The module with a note on each branch, which LLVM reads where one closes a loop: not to be unrolled if the number of turns is known
+    only when it runs.
 
-    For processors of AMD, LLVM unrolls such loops even if a turn is a tile's multiply-adds, which need no company; then there are not enough registers, and
-    sums go to memory with every turn (dots of 3 x 8 on Zen 4: 77 GFLOP/s, and 184 as it is written).
+    For some processors (AMD's Zen 3 and later) LLVM unrolls even a loop whose turn is a tile's multiply-adds. These need no company: where they fill the
+    registers, copies of them keep sums in memory (dots of 3 x 8 on Zen 4: 77 GFLOP/s, and 151 as it is written).
     """
     text = str(module)
     free = 1 + max((int(n) for n in re.findall(r"^!(\d+) =", text, re.M)), default=-1)

@@ -11,7 +11,8 @@ small images with much padding do too. With fewer images than threads, each kern
 turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
-order that tiles want (it is small). That is made at every call; without training, only where weights are not what they were.
+order that tiles want (it is small, or serves many pixels: network_im2col.py has those for which it is not). That is made at every call;
+without training, only where weights are not what they were.
 
 The gradient of a value is kept as it is behind its ReLU: whoever computes it applies the mask.
 """

@@ -57,11 +57,9 @@ class Im2col(Layers):
         """An image's pixels as rows of a matrix, or (out: False) these into the image."""
 
         def build():
-            one = dict(x=At(image), x_plane=image.y, x_row=image.x)
-            other = dict(x=(At(matrix, alone=True), 0, rows * columns * matrix.image), x_plane=columns * channels, x_row=channels)
-            source, target = (one, other) if out else (other, one)
-            numbers = dict(planes=rows, rows=columns, run=channels, **source, **{name.replace("x", "y", 1): place for name, place in target.items()})
-            return [(self.kernel(layers.bring), layers.BRING, numbers)]
+            places = [(At(image), image.y, image.x), ((At(matrix, alone=True), 0, rows * columns * matrix.image), columns * channels, channels)]
+            (x, x_plane, x_row), (y, y_plane, y_row) = places if out else places[::-1]
+            return [(self.kernel(layers.bring), layers.BRING, dict(planes=rows, rows=columns, run=channels, x=x, x_plane=x_plane, x_row=x_row, y=y, y_plane=y_plane, y_row=y_row))]
 
         self.step(what, build, [image], rows * columns * channels)
 

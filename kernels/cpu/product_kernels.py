@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, splats, stores, sums, zeros
+from tinynet.kernels.cpu.simd import add, firsts, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, splats, stores, sums, zeros
 from tinynet.kernels.cpu.tiles import DENSE_BACK, DOTS, GEMM
 from tinynet.kernels.cpu.copies_kernels import transpose, place
 
@@ -250,12 +250,12 @@ def dots(R, C, W, T):
                     acc, p, q = zeros(c, N, W), i * a_row, j * b_row
                     for t in range(0, whole, W):
                         acc = outer_fma(acc, loads(a, p + t, R, a_row, 1, 0, 1, W), loads(b, q + t, C, b_row, 1, 0, 1, W))
+                    if whole < terms:
+                        acc = outer_fma(acc, firsts(a, p + whole, terms - whole, R, a_row, W), firsts(b, q + whole, terms - whole, C, b_row, W))
                     totals = sums(acc)
                     for r in range(R):
                         for s in range(C):
                             total = totals[r * C + s]
-                            for t in range(whole, terms):
-                                total += get(a, p + r * a_row + t) * get(b, q + s * b_row + t)
                             if bias != 0:
                                 total += get(pointer(bias, T), j + s)
                             put(c, (i + r) * c_row + j + s, T(0) if relus != 0 and total < 0 else total)

@@ -167,6 +167,25 @@ def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
 
 
 @intrinsic(prefer_literal=True)
+def firsts(typing, p, i, count, rows, row_step, w):
+    """A register at each of `rows` places, of which the first `count` numbers are there; the others are 0, and memory is not read for them."""
+    r, lanes = _constant(rows, "rows"), _constant(w, "w")
+    tile = _tile(_element(p), r, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start, vector = builder.gep(arguments[0], [arguments[1]]), context.get_value_type(tile.dtype)
+        lane = ir.VectorType(_I64, lanes)
+        there = builder.icmp_signed("<", ir.Constant(lane, list(range(lanes))), _broadcast(builder, arguments[2], lane))
+        kind = ir.FunctionType(vector, [vector.as_pointer(), _I32, there.type, vector])
+        load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.{_suffix(vector)}.p0")
+        align = ir.Constant(_I32, 4 if isinstance(vector.element, ir.FloatType) else 8)
+        places = [builder.bitcast(builder.gep(start, [place]), vector.as_pointer()) for place in _offsets(builder, r, arguments[4], 1, _i64(0))]
+        return _packed(builder, [builder.call(load, [place, align, there, ir.Constant(vector, None)]) for place in places])
+
+    return tile(p, types.int64, types.int64, rows, types.int64, w), generate
+
+
+@intrinsic(prefer_literal=True)
 def side_by_side(typing, p, i, rows, row_step, columns, column_step, pieces, piece_step, w):
     """One register at each of rows x columns places, made of `pieces` of w lanes that are piece_step apart in memory."""
     r, c, n, lanes = (_constant(k, what) for k, what in ((rows, "rows"), (columns, "columns"), (pieces, "pieces"), (w, "w")))

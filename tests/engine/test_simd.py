@@ -349,6 +349,27 @@ def test_a_square_of_registers_is_transposed(W, T):
     assert_same(play(turned, (W, T), np.zeros((W, W), T), x), x.T.copy())
 
 
+def part(ROWS, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y, count = pointer(get(row, 0), T), pointer(get(row, 1), T), get(row, 2)
+        stores(y, 0, ROWS, W, 1, 0, 1, W, simd.firsts(x, get(row, 3), count, ROWS, get(row, 4), W))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+def test_a_part_of_a_register_is_read_and_nothing_behind_it(W, T):
+    page = np.full(3 * W, np.nan, T)  # what is not asked for would spoil a sum
+    for count in range(W + 1):
+        x, y = page.copy(), np.full((2, W), 7, T)
+        x[1 : 1 + count], x[1 + W : 1 + W + count] = np.arange(count), np.arange(count) + 10
+        run([row(compiled(part, 2, W, T), address_of(x), address_of(y), count, 1, W)], 1, 1)
+        want = np.zeros((2, W), T)
+        want[:, :count] = np.arange(count), np.arange(count) + 10
+        assert_same(y, want)
+
+
 MATRICES = {1: ((2, -1), (2, 1), (0, 0.5)), 2: ((1, 0), (-1, 3)), 3: ((1, 2, 4), (1, -2, 4), (0, 5, -5), (1, 1, 0))}
 transformed = congruence(MATRICES)
 
