@@ -351,7 +351,8 @@ def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[i
     fitting = [r for r in (9, 8, 7, 6, 5, 4, 3) if r * v + v + 1 <= TARGET.registers]
     high = min(fitting, key=lambda r: (rows // r * (r * v + 2) + rows % r * 6, -r))  # cycles: a row by itself waits for each of its sums
     lanes = v * w
-    return (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=16)  # columns for all threads
+    deep = 64 if columns * np.dtype(dtype).itemsize % 4096 else 32  # rows of w that are pages apart share a place in the cache
+    return (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=deep)  # columns for all threads
 
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")

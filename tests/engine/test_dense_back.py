@@ -40,7 +40,7 @@ class Layer:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("rows, columns, terms", [(9, 48, 10), (12, 64, 16), (17, 1056, 33), (32, 544, 5), (11, 16, 1), (21, 32, 9)])
+@pytest.mark.parametrize("rows, columns, terms", [(9, 48, 10), (12, 64, 16), (17, 1056, 33), (32, 544, 5), (11, 16, 1), (21, 32, 9), (10, 64, 150), (9, 1024, 70)])
 @pytest.mark.parametrize("shares", [1, 3])
 def test_both_results_are_those_of_two_products(rows, columns, terms, shares, dtype, rng):
     for masked, decay in ((False, 0.0), (True, 0.5)):
