@@ -17,6 +17,8 @@ from rich.table import Table
 
 from tinynet.options import choice, sizes_of, terminal
 
+_NETWORKS = "keras,tensorflow,lenet5,vgg,strided,bottleneck,alexnet"  # zoo.NETWORKS, which would import too much for a command line that only helps
+
 bench = typer.Typer(help="Measure kernels and the machine: correctness first, then time.", no_args_is_help=True)
 
 
@@ -43,7 +45,7 @@ def roofline(as_json: Annotated[bool, typer.Option("--json", help="print the res
 
 @bench.command()
 def kernels(
-    networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck,alexnet; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
+    networks: Annotated[str, typer.Option(help=f"{_NETWORKS}; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
     batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
     only: Annotated[str, typer.Option(help="names of kernels, like conv2d,matmul; all if left out")] = "",
     compiled: Annotated[bool, typer.Option("--compiled", help="the steps of compiled programs instead: fused kernels, losses, updates of optimisers, packing")] = False,
@@ -173,7 +175,7 @@ def cliffs(
 
 @bench.command("networks")
 def bench_networks(
-    networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck,alexnet; all if left out (keras and pytorch are one architecture)")] = "",
+    networks: Annotated[str, typer.Option(help=f"{_NETWORKS}; all if left out (keras and pytorch are one architecture)")] = "",
     batch_sizes: Annotated[str, typer.Option(help="images in a batch, up to 4096; 1,32,128 if left out, for the article's networks 512 too")] = "",
     kinds: Annotated[str, typer.Option(help="forward,training; both if left out")] = "",
     contestants: Annotated[str, typer.Option(help="names like tinynet-compiled,torch-eager,onnxruntime; all if left out")] = "",
@@ -222,7 +224,7 @@ def bench_networks(
 
 @bench.command("gpu")
 def bench_gpu(
-    networks: Annotated[str, typer.Option(help="keras,tensorflow,lenet5,vgg,strided,bottleneck,alexnet; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
+    networks: Annotated[str, typer.Option(help=f"{_NETWORKS}; their layers are timed; keras,tensorflow if left out (keras and pytorch are one architecture)")] = "keras,tensorflow",
     batch_sizes: Annotated[str, typer.Option(help="images in a batch")] = "1,32,128",
     only: Annotated[str, typer.Option(help="names of kernels, like matmul,max_pool2d; all that have a CUDA kernel if left out")] = "",
     what: Annotated[str, typer.Option(help="kernels,networks: each kernel by itself, whole networks; both if left out")] = "",

@@ -6,6 +6,7 @@ Values have numbers; a call makes one from others. Nothing here knows tensors or
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 
@@ -42,6 +43,10 @@ class Graph:
     loss: int | None = None
     gradients: list[int] = field(default_factory=list)
     updates: dict[int, str] = field(default_factory=dict)  # parameter -> "sgd", "momentum" or "adam"
+
+    def bytes(self, value: int) -> int:
+        """What a value of floats takes in memory."""
+        return prod(self.shapes[value]) * np.dtype(self.dtype).itemsize
 
 
 class Unsupported(Exception):

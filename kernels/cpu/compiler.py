@@ -89,8 +89,8 @@ def _not_unrolled(module):
     """The module with a note on each branch, which LLVM reads where one closes a loop: not to be unrolled if the number of turns is known
     only when it runs.
 
-    For some processors (AMD's Zen 3 and later) LLVM unrolls even a loop whose turn is a tile's multiply-adds. These need no company: where they fill the
-    registers, copies of them keep sums in memory (dots of 3 x 8 on Zen 4: 77 GFLOP/s, and 151 as it is written).
+    For some processors (AMD's Zen 3 and later) LLVM unrolls even a loop whose turn is a tile's multiply-adds. These need no company: where
+    they fill the registers, copies of them keep sums in memory.
     """
     text = str(module)
     free = 1 + max((int(n) for n in re.findall(r"^!(\d+) =", text, re.M)), default=-1)

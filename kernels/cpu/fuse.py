@@ -15,15 +15,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from math import prod
 
-import numpy as np
-
 from tinynet.geometry import PoolWindow, Window, checked, halving, nchw
 from tinynet.kernels.graph import Call, Graph, Unsupported
 
-
 HEAVY = 384 << 10  # bytes of weights: more don't stay in the second cache from one image to the next
-# Pixels of all images together, for which copies of such weights cost more than they bring: a copy in the order of tiles, and in training another for the images'
-# gradient and sums of the weights' own.
+# Pixels of all images together, for which copies of such weights cost more than they bring: a copy in the order of tiles, and in training
+# another for the images' gradient and sums of the weights' own.
 FEW_PIXELS, FEW_IN_TRAINING = 48, 128
 
 
@@ -133,9 +130,9 @@ class Fusing:
 
     def few_pixels(self, call: Call) -> bool:
         """Whether a convolution's weights are large and all pixels of all images few: then they are read where they lie, as a dense layer's."""
-        weights, result = (self.graph.shapes[v] for v in (call.inputs[1], call.output))
-        pixels = prod(result) // weights[0]
-        return prod(weights) * np.dtype(self.graph.dtype).itemsize > HEAVY and pixels <= (FEW_IN_TRAINING if self.graph.gradients else FEW_PIXELS)
+        weight = call.inputs[1]
+        pixels = prod(self.graph.shapes[call.output]) // self.graph.shapes[weight][0]
+        return self.graph.bytes(weight) > HEAVY and pixels <= (FEW_IN_TRAINING if self.graph.gradients else FEW_PIXELS)
 
     def bias_add(self, call: Call) -> None:
         x, bias = call.inputs

@@ -12,7 +12,7 @@ from tinynet.kernels.cpu.images import axis_back
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
-FEW_PIXELS = 32  # of an image: where each of HEAVY weights serves no more, reading them takes longer than the sums
+SMALL_RESULT = 32  # pixels of an image: where each of HEAVY weights serves no more, reading them takes longer than the sums
 SMALL_IMAGE, MANY_IMAGES = 64, 16  # pixels of an image; images of a batch
 WORTH_LEAVING_OUT = 0.9  # the share of a convolution's terms that meet an image, up to which it pays to leave out all others, in its padding
 TOGETHER = 16  # images whose sums of a gradient of weights stay in registers
@@ -101,8 +101,8 @@ class Convolutions(Planner):
         """Into how many shares the lanes of a convolution are cut, so that each goes over all images while its weights are in the second
         cache; 0 where images are better taken one by one."""
         rows, columns = self.taps(unit)[4]
-        size = prod(self.graph.shapes[unit.weight]) * self.item
-        return ceil(size / HEAVY) if size > HEAVY and rows * columns <= FEW_PIXELS and unit.window["groups"] == 1 else 0
+        size = self.graph.bytes(unit.weight)
+        return ceil(size / HEAVY) if size > HEAVY and rows * columns <= SMALL_RESULT and unit.window["groups"] == 1 else 0
 
     def many_small(self, unit: Unit) -> bool:
         """Whether there are many images, and small ones, which a convolution may take together: if that alone were the reason to keep
@@ -345,7 +345,7 @@ class Convolutions(Planner):
                 return tiles.DepthwiseWeights((kh, kw), steps, lanes, self.T)
             return tiles.Weights((kh, kw, c), steps, lanes, groups, self.axes(unit), self.T)
 
-        batch = self.many_small(unit) and prod(self.graph.shapes[unit.weight]) * self.item >= HEAVY
+        batch = self.many_small(unit) and self.graph.bytes(unit.weight) >= HEAVY
         sums = self.summed(0, f"weights of value {unit.output}", 1 if batch else 0)
         sums.size = lambda: tile().size
 

@@ -12,8 +12,6 @@ in them once for each tap of the kernel, and zeros of the padding too.
 
 from __future__ import annotations
 
-from math import prod
-
 from tinynet.kernels.cpu import layers, tiles
 from tinynet.kernels.cpu.fuse import Unit
 from tinynet.kernels.cpu.memory import At, Buffer, Rows
@@ -22,23 +20,13 @@ from tinynet.kernels.cpu.network_planner import View
 
 
 class Im2col(Layers):
-    def pixels(self, unit: Unit) -> tuple[int, int, int, int, int]:
-        """(rows, columns of an image's outputs; pixels of all images; outputs, terms of each)"""
-        k, *inputs = self.graph.shapes[unit.weight]
-        _, rows, columns = self.shape(unit.output)
-        return rows, columns, self.images * rows * columns, k, prod(inputs)
-
-    def _window_numbers(self, unit: Unit) -> dict:
-        _, c, kh, kw = self.graph.shapes[unit.weight]
-        p, (_, h, w), (_, rows, columns) = unit.window, self.shape(unit.x), self.shape(unit.output)
-        return dict(
-            rows=rows, columns=columns, channels=c, height=h, width=w, kr=kh, kc=kw, sr=p["stride"][0], sc=p["stride"][1], dr=p["dilation"][0], dc=p["dilation"][1],
-            top=p["padding"][0][0], left=p["padding"][1][0],
-        )  # fmt: skip
+    def _patch_numbers(self, unit: Unit) -> dict:
+        return dict(self.window_numbers(unit), channels=self.shape(unit.x)[0])
 
     def im2col(self, unit: Unit) -> None:
-        rows, columns, pixels, k, terms = self.pixels(unit)
-        x, y, numbers = self.conv_input(unit), self.image(unit.output), self._window_numbers(unit)
+        (k, terms), (_, rows, columns) = self.matrix(unit), self.shape(unit.output)
+        pixels = self.images * rows * columns
+        x, y, numbers = self.conv_input(unit), self.image(unit.output), self._patch_numbers(unit)
         patches = self.views[unit.output, "patches"] = self.memory(Rows(pixels, terms, self.item, f"patches of value {unit.x}"))
         products = self.memory(Rows(pixels, k, self.item, f"pixels of value {unit.output}"))
 
@@ -64,8 +52,9 @@ class Im2col(Layers):
         self.step(what, build, [image], rows * columns * channels)
 
     def im2col_back(self, unit: Unit) -> None:
-        rows, columns, pixels, k, terms = self.pixels(unit)
-        dz, numbers = self.gradients[unit.output], self._window_numbers(unit)
+        (k, terms), (_, rows, columns) = self.matrix(unit), self.shape(unit.output)
+        pixels = self.images * rows * columns
+        dz, numbers = self.gradients[unit.output], self._patch_numbers(unit)
         dy = self.memory(Rows(pixels, k, self.item, f"pixels of the gradient of value {unit.output}"))
         self._pixels("pixels of the gradient", dz, dy, rows, columns, k, out=True)
         needed = self.needs.get(unit.x)

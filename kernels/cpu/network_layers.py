@@ -18,14 +18,9 @@ class Layers(Planner):
     # --- images ---------------------------------------------------------------------------------------------
 
     def _pool_numbers(self, unit: Unit) -> dict:
-        p = unit.window
-        (top, bottom), (left, right) = p["padding"]
-        average = layers.MAXIMUM if unit.kind == "max_pool2d" else layers.AVERAGE if p["count_include_pad"] else layers.AVERAGE_INSIDE
-        (_, h, w), (c, rows, columns) = self.shape(unit.x), self.shape(unit.output)
-        return dict(
-            rows=rows, columns=columns, lanes=lanes_of(c), height=h, width=w, kr=p["kernel_size"][0], kc=p["kernel_size"][1], sr=p["stride"][0], sc=p["stride"][1],
-            dr=p["dilation"][0], dc=p["dilation"][1], top=top, bottom=bottom, left=left, right=right, average=average,
-        )  # fmt: skip
+        (_, bottom), (_, right) = unit.window["padding"]
+        average = layers.MAXIMUM if unit.kind == "max_pool2d" else layers.AVERAGE if unit.window["count_include_pad"] else layers.AVERAGE_INSIDE
+        return dict(self.window_numbers(unit), lanes=lanes_of(self.shape(unit.output)[0]), bottom=bottom, right=right, average=average)
 
     def max_pool2d(self, unit: Unit) -> None:
         x, y = self.image(unit.x), self.image(unit.output)
@@ -107,7 +102,7 @@ class Layers(Planner):
 
     def wide(self, unit: Unit) -> bool:
         """Whether a dense layer runs over all images at once. (Up to tiles.FEW images that adds up in the order of one by one.)"""
-        return self.few and self.images <= tiles.FEW or prod(self.graph.shapes[unit.weight]) * self.item > SMALL
+        return self.few and self.images <= tiles.FEW or self.graph.bytes(unit.weight) > SMALL
 
     def _product(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, packed: bool | None = None) -> None:
         """c = a @ b. numbers: those that are known only when memory is laid out are functions. packed: by gemm_packed, if it is not
@@ -140,10 +135,14 @@ class Layers(Planner):
             self._keep(x, y)
         self.dense(unit, x, y, rows, once, unit.relu)
 
+    def matrix(self, unit: Unit) -> tuple[int, int]:
+        """(outputs, terms): the shape of its weights, a convolution's as the matrix that they are to a product with patches."""
+        k, *terms = self.graph.shapes[unit.weight]
+        return k, prod(terms)
+
     def dense(self, unit: Unit, x, y, rows: int, once: bool, relu: bool) -> None:
         """y = x @ W^T + b, and ReLU, of so many rows."""
-        k, *inputs = self.graph.shapes[unit.weight]
-        t = prod(inputs)
+        k, t = self.matrix(unit)
         bias = dict(bias=At(Outside(unit.bias), alone=True)) if unit.bias is not None else {}
         if not tiles.turned_is_packed(rows, k, t):
             high, wide = tiles.best_dots(rows, k)
@@ -184,10 +183,9 @@ class Layers(Planner):
         join()
 
     def dense_back(self, unit: Unit, x, dy, dx, mask: Buffer | None, n: int, once: bool) -> None:
-        """The gradients of a dense layer of n rows: of its bias and its weights, where they are wanted, over all rows; and dx, if it is not None, of
-        all rows or (once: False) image by image."""
-        k, *inputs = self.graph.shapes[unit.weight]
-        t = prod(inputs)
+        """The gradients of a dense layer of n rows: of its bias and its weights, where they are wanted, over all rows; and dx, if it is not
+        None, of all rows or (once: False) image by image."""
+        k, t = self.matrix(unit)
         rows = n if once else 1
         if unit.bias is not None and self.needs.get(unit.bias):
             total = self.weight_gradient(unit.bias)
@@ -220,8 +218,7 @@ class Layers(Planner):
 
     def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy, dx, mask: Buffer | None, n: int) -> None:
         """The gradient of the rows, and the step of the weights that makes it, in one pass over these."""
-        k, *inputs = self.graph.shapes[unit.weight]
-        t = prod(inputs)
+        k, t = self.matrix(unit)
         if mask is not None:
             self._keep(mask)
 

@@ -84,6 +84,16 @@ class Planner:
         channels, *whole = nchw(self.graph.shapes[value], self.layouts[value])[1:]
         return (channels, *self.extents.get(value, whole))
 
+    def kernel_of(self, unit: Unit) -> tuple[int, int]:
+        """Rows and columns of its windows."""
+        return unit.window.get("kernel_size") or self.graph.shapes[unit.weight][2:]
+
+    def window_numbers(self, unit: Unit) -> dict:
+        """Its windows, by the names of a row: how many, over what, their kernel, stride, dilation and padding before the first."""
+        p, (_, height, width), (_, rows, columns) = unit.window, self.shape(unit.x), self.shape(unit.output)
+        (kr, kc), (sr, sc), (dr, dc), ((top, _), (left, _)) = self.kernel_of(unit), p["stride"], p["dilation"], p["padding"]
+        return dict(rows=rows, columns=columns, height=height, width=width, kr=kr, kc=kc, sr=sr, sc=sc, dr=dr, dc=dc, top=top, left=left)
+
     def _extents(self) -> dict[int, tuple[int, int]]:
         """Rows and columns of each image that are read. Windows that don't fit any more leave out the last ones: then nobody
         need compute those (the article's small network reads 14 x 14 of its first layer's 15 x 15)."""
@@ -109,8 +119,7 @@ class Planner:
                 rows, columns = 2 * rows, 2 * columns
             if unit.window:
                 p = unit.window
-                kernel = p.get("kernel_size") or self.graph.shapes[unit.weight][2:]
-                rows, columns = ((n - 1) * s + reach(k, d) - pad[0] for n, s, k, d, pad in zip((rows, columns), p["stride"], kernel, p["dilation"], p["padding"]))
+                rows, columns = ((n - 1) * s + reach(k, d) - pad[0] for n, s, k, d, pad in zip((rows, columns), p["stride"], self.kernel_of(unit), p["dilation"], p["padding"]))
             read(unit.x, max(rows, 1), max(columns, 1))
         return {v: n for v, n in found.items() if v not in self.graph.batched}
 

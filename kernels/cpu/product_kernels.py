@@ -226,7 +226,8 @@ def dense_back(R, S, V, W, T):
 
 
 def dots(R, C, W, T):
-    """R x C dot products side by side: both factors lie along the terms, which fill the lanes. Then bias and ReLU."""
+    """R x C dot products side by side: both factors lie along the terms, which fill the lanes; the last may fill them in part. Then bias
+    and ReLU."""
     N = R * C
 
     def kernel(row, image, slot, chunk, share, shares):

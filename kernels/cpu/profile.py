@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from random import Random
 from statistics import median
 
@@ -179,7 +178,7 @@ class Part:
         """an_image: bytes, if the row itself says so."""
         if isinstance(memory, Outside):
             value = memory.key[1] if isinstance(memory.key, tuple) else memory.key
-            return _Array(memory.image, 0 if memory.image else prod(self.network.graph.shapes[value]) * self.network.item, 1, False)
+            return _Array(memory.image, 0 if memory.image else self.network.graph.bytes(value), 1, False)
         size = memory.count * self.network.item
         if isinstance(memory, Buffer):
             return _Array(memory.channels * memory.rows * memory.columns * self.network.item, 0, 1, memory.image == 0)

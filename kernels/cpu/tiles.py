@@ -342,8 +342,8 @@ IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 
 
 def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[int, int, int, int], dict] | None:
-    """(tile, blocks) of `dense_back`, the tile as (rows of dx, rows of w, vectors, lanes); None where two products are as good: few rows only wait for memory, which has more to do for
-    reading and writing at once; many don't wait for it; or no tile divides the columns."""
+    """(tile, blocks) of `dense_back`, the tile as (rows of dx, rows of w, vectors, lanes); None where two products are as good: few rows
+    only wait for memory, which has more to do for reading and writing at once; many don't wait for it; or no tile divides the columns."""
     w = max(TARGET.lanes(dtype), LEAST_LANES)
     v = next((v for v in (2, 1) if columns % (v * w) == 0), 0)
     if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:

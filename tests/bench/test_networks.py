@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from tinynet.bench import contestant, networks, tables, truth
+from tinynet.bench import commands, contestant, networks, tables, truth
 from tinynet.bench.contestant import ContestantProcess
 from tinynet.bench.networks import Entrant, Run, Settings, best_of, ratios
 from tinynet.bench.peers import CONTESTANTS, make
@@ -246,6 +246,10 @@ def test_targets_are_the_projects():
 
 
 # --- the command ---
+
+
+def test_the_help_names_every_network():
+    assert commands._NETWORKS == ",".join(NETWORKS)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from kernels_by_hand import assert_same, whole_numbers
-from test_small_images import in_whole_numbers, kernels, network_of, results
 from trainings import training
+from whole_networks import in_whole_numbers, kernels, network_of, results, same_bits
 
 import tinynet
 from tinynet import functional as F
@@ -55,19 +55,11 @@ NETWORKS = {
 @pytest.mark.parametrize("name, dtype", [*((name, np.float32) for name in NETWORKS), ("padding, and none", np.float64), ("a residual", np.float64)])
 def test_products_with_patches_come_out_bit_for_bit(name, dtype):
     make, shape, images, count = NETWORKS[name]
-    model = make()
-    x, dy = in_whole_numbers(model, (images, *shape), dtype)
-    fast = tinynet.compile(model)
-    want = results(model, model, x, dy)
-    assert all(np.abs(a).max() < 2**24 for a in want), "where float32 counts one by one"
-    for _ in range(2):
-        for got, wanted in zip(results(model, fast, x, dy), want, strict=True):
-            assert_same(got, wanted)
-    found = kernels(network_of(fast))
+    found = kernels(same_bits(make(), (images, *shape), dtype))
     assert found.count(tiles.patches) == found.count(tiles.patches_back) == count
 
 
-def test_images_that_need_no_gradient_get_none(rng):
+def test_images_that_need_no_gradient_get_none():
     model = Sequential(Conv2d(104, 110, 3))
     x, dy = in_whole_numbers(model, (2, 104, 4, 4), np.float32)
     x.requires_grad = False

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from kernels_by_hand import assert_same, whole_numbers
 from trainings import training
+from whole_networks import kernels, network_of, results, same_bits
 
 import tinynet
 from tinynet import functional as F
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.program import made
 from tinynet.nn import Conv2d, Flatten, Linear, Module, ReLU, Sequential
 
 
@@ -41,53 +41,15 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def results(model, function, x, dy) -> list[np.ndarray]:
-    """Of a forward and a backward pass, everything."""
-    for t in (x, *model.parameters()):
-        t.grad = None
-    y = function(x)
-    y.backward(dy)
-    return [y.numpy(), x.grad, *(p.grad for p in model.parameters())]
-
-
-def kernels(network) -> list:
-    return [made[address][0] for program in network.phases for steps, *_ in program for step in steps for address, *_ in step.build()]
-
-
-def network_of(fast):
-    return next(iter(fast.plans.values())).programs[0].network
-
-
-def in_whole_numbers(model, shape, dtype):
-    rng = np.random.default_rng(3)
-    for p in model.parameters():
-        p.data = rng.integers(-1, 2, p.shape).astype(dtype) * (rng.random(p.shape) < 0.1)
-    x = tinynet.tensor(whole_numbers(rng, shape, dtype), requires_grad=True)
-    return x, rng.integers(-1, 2, model(x).shape).astype(dtype)
-
-
 @pytest.mark.parametrize("name, images, dtype", [*((name, 27, np.float32) for name in NETWORKS), ("3 x 3", 16, np.float32), ("a stride", 16, np.float64)])
 def test_pixels_over_the_batch_come_out_bit_for_bit(name, images, dtype):
     make, shape, count = NETWORKS[name]
-    model = make()
-    x, dy = in_whole_numbers(model, (images, *shape), dtype)
-    fast = tinynet.compile(model)
-    want = results(model, model, x, dy)
-    assert all(np.abs(a).max() < 2**24 for a in want), "where float32 counts one by one"
-    for _ in range(2):
-        for got, wanted in zip(results(model, fast, x, dy), want, strict=True):
-            assert_same(got, wanted)
-    assert kernels(network_of(fast)).count(tiles.conv_batch) == count
+    assert kernels(same_bits(make(), (images, *shape), dtype)).count(tiles.conv_batch) == count
 
 
 def test_a_few_images_are_taken_one_by_one():
     make, shape, _ = NETWORKS["3 x 3"]
-    model = make()
-    x, dy = in_whole_numbers(model, (15, *shape), np.float32)
-    fast = tinynet.compile(model)
-    for got, wanted in zip(results(model, fast, x, dy), results(model, model, x, dy), strict=True):
-        assert_same(got, wanted)
-    assert tiles.conv_batch not in kernels(network_of(fast))
+    assert tiles.conv_batch not in kernels(same_bits(make(), (15, *shape)))
 
 
 def test_the_number_of_threads_decides_about_no_bit(monkeypatch):
@@ -126,11 +88,7 @@ def test_columns_of_padding_are_left_out_too():
 def test_the_weights_gradient_of_many_images_is_one_sum(images):
     """Sums of 16 images at a time stay in registers; there is one memory for them, not one for each chunk of images."""
     model = Sequential(Conv2d(96, 128, 3, padding=1), ReLU(), Conv2d(128, 16, 3, stride=2), Flatten())
-    x, dy = in_whole_numbers(model, (images, 96, 5, 4), np.float32)
-    fast = tinynet.compile(model)
-    for got, wanted in zip(results(model, fast, x, dy), results(model, model, x, dy), strict=True):
-        assert_same(got, wanted)
-    network = network_of(fast)
+    network = same_bits(model, (images, 96, 5, 4))
     assert sorted(m.copies for m in network.sums) == [1, network.chunks, network.chunks, network.chunks]
 
 
