@@ -31,6 +31,8 @@ from numba.core import cgutils
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
+from tinynet.kernels.cpu.target import LINE
+
 # --- the type ----------------------------------------------------------------------------------------
 
 
@@ -69,7 +71,7 @@ def _element(pointer) -> types.Float:
 
 # --- small steps in LLVM's words -----------------------------------------------------------------------
 
-_I32, _I64 = ir.IntType(32), ir.IntType(64)
+_I32, _I64, _BYTES = ir.IntType(32), ir.IntType(64), ir.IntType(8).as_pointer()
 
 
 def _i64(number: int):
@@ -183,6 +185,26 @@ def firsts(typing, p, i, count, rows, row_step, w):
         return _packed(builder, [builder.call(load, [place, align, there, ir.Constant(vector, None)]) for place in places])
 
     return tile(p, types.int64, types.int64, rows, types.int64, w), generate
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing, p, i, rows, row_step, count, written):
+    """Asks for the cache lines of `count` numbers at each of `rows` places: for the first cache if they will be `written` soon, which is
+    1 or 0, else for the second. A multiply-add that needs a number from memory waits 200 times as long as it takes itself; not if the
+    line is on its way, and asking costs no more than a load. Any address will do: nothing is read."""
+    r, n, write = (_constant(k, what) for k, what in ((rows, "rows"), (count, "count"), (written, "written")))
+
+    def generate(context, builder, signature, arguments):
+        start, item = builder.gep(arguments[0], [arguments[1]]), _element(p).bitwidth // 8
+        kind = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        for place in _offsets(builder, r, arguments[3], 1, _i64(0)):
+            for k in sorted({*range(0, n, LINE // item), n - 1}):  # the last one: it need not begin where a line does
+                line = builder.bitcast(builder.gep(start, [builder.add(place, _i64(k))]), _BYTES)
+                builder.call(ask, [line, *(ir.Constant(_I32, number) for number in (write, 2 + write, 1))])  # written, how near, data
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, rows, types.int64, count, written), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -473,6 +495,25 @@ def winners(typing, tile, best, columns, vectors):
         return _packed(builder, found)
 
     return best(tile, best, columns, vectors), generate
+
+
+@intrinsic(prefer_literal=True)
+def unpooled(typing, best, place, columns, vectors):
+    """The tile of pairs of rows of 2 * columns pixels whose 2 x 2 windows have these numbers at these places (as `winners` says them), and
+    0 elsewhere; nowhere, if the place is none of the four."""
+    c, v = _constant(columns, "columns"), _constant(vectors, "vectors")
+    found = types.UniTuple(best.dtype, 4 * best.count)
+
+    def generate(context, builder, signature, arguments):
+        numbers, places = (_parts(builder, tile) for tile in arguments[:2])
+        tile = [None] * found.count
+        for members, number, place in zip(_windows(list(range(found.count)), c, v), numbers, places):
+            for q, at in enumerate(members):
+                wanted = ir.Constant(place.type, [float(q)] * place.type.count)
+                tile[at] = builder.select(_compare(builder, "==", place, wanted), number, _nothing(number))
+        return _packed(builder, tile)
+
+    return found(best, place, columns, vectors), generate
 
 
 @intrinsic

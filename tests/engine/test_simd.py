@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from kernels_by_hand import assert_same
 
-from tinynet.kernels.cpu import simd, tiles
+from tinynet.kernels.cpu import compiler, simd, tiles
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, winners, zeros
-from tinynet.kernels.cpu.target import TARGET
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, unpooled, winners, zeros
+from tinynet.kernels.cpu.target import LINE, TARGET
 
 DTYPES = [np.float32, np.float64]
 WIDTHS = [2, 4, 8, 16]
@@ -411,6 +411,43 @@ def test_windows_of_several_pairs_of_rows_are_pooled(W, T, rng):
     y = play(pools, (W, T), np.zeros((2, 4, W), T), x)
     windows = x.reshape(2, 2, 2, 2, W).transpose(0, 2, 4, 1, 3).reshape(4, W, 4)
     assert_same(y, np.array([windows.max(-1), windows.argmax(-1)], T))
+
+
+def unpools(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        best, place, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
+        numbers, places = loads(best, 0, 2, 2 * W, 2, W, 1, W), loads(place, 0, 2, 2 * W, 2, W, 1, W)
+        stores(y, 0, 4, 4 * W, 4, W, 1, W, unpooled(numbers, places, 2, 1))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+def test_windows_are_unpooled_to_where_their_numbers_came_from(W, T, rng):
+    best, place = rng.standard_normal((2, 2, W)).astype(T), rng.integers(-1, 4, (2, 2, W)).astype(T)
+    windows = np.where(place[..., None] == np.arange(4), best[..., None], 0).reshape(2, 2, W, 2, 2)
+    assert_same(play(unpools, (W, T), np.full((4, 4, W), np.nan, T), best, place), windows.transpose(0, 3, 1, 4, 2).reshape(4, 4, W).astype(T))
+
+
+def fetches(rows, count, written, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        simd.fetch(x, 1, rows, 1 << 40, count, written)  # the second row is nobody's memory
+        put(y, 0, get(x, 1))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("rows, count, lines", [(1, 1, 1), (2, 1, 2), (2, 40, 2 * 4)])
+def test_lines_are_asked_for_and_nothing_is_read(rows, count, lines, T, rng):
+    x = rng.standard_normal(64).astype(T)
+    count = count * 4 // x.itemsize  # 40 float32 are 160 bytes: three lines, or four if they do not begin with one
+    for written in (0, 1):
+        assert play(fetches, (rows, max(count, 1), written, T), np.zeros(1, T), x)[0] == x[1]
+        text = compiler.kernel_text(fetches(rows, max(count, 1), written, T))
+        assert text.count("call void @llvm.prefetch") == lines == rows * (-(-max(count, 1) * x.itemsize // LINE) + (count > 1))
 
 
 def shares_and_chunks(T):
