@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from tinynet.kernels.cpu import layers, threads, tiles, tiles_winograd
-from tinynet.kernels.cpu.images import MOST_CHUNKS, Images, phases, shared, span, with_lanes
+from tinynet.kernels.cpu.images import MOST_CHUNKS, Images, chunk_sums, phases, shared, span, with_lanes
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
 
@@ -168,11 +168,10 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     sums = way.take(chunks * tile.size)
     numbers = dict(
         height=dy.rows, columns=dy.columns, lanes=lanes, **tile.numbers, iy=stride[0] * xs.row, ix=stride[1] * xs.column, gy=dys.row, gx=dys.column,
-        x=xs.at(-top, -left), dy=dys.at(), sums=sums, sums_chunk=tile.size * dy.item,
+        x=xs.at(-top, -left), dy=dys.at(), **chunk_sums(sums, tile.size * dy.item, dy.n, chunks),
     )  # fmt: skip
     summed = named(compiled(layers.depthwise_dw, *tile.constants, dtype), tiles.DW, numbers)
-    zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * tile.size, y=sums))
     gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, dict(x=sums, chunks=chunks, x_chunk=tile.size, count=k, y=OUT, **tile.gathered))
     ways = way.over_images([way.rows]) if way.apart and way.rows else []
     ways.append(([summed] if way.apart else [*way.rows, summed], dy.n, chunks, min(way.shares, tile.units)))
-    return Prepared([([zeros], 1, 1, 1), *ways, ([gathered], 1, 1, 1)], way.elements, dtype, 2 * prod(dy_shape) * kh * kw)
+    return Prepared([*ways, ([gathered], 1, 1, 1)], way.elements, dtype, 2 * prod(dy_shape) * kh * kw)

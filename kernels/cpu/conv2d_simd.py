@@ -38,7 +38,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_depthwise as depthwise
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, axis_back, phases, shared, span, widened, with_lanes
+from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, axis_back, chunk_sums, phases, shared, span, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -165,6 +165,9 @@ MOST_SUMS = 1 << 20  # elements of partial sums, over all chunks
 
 @implements("conv2d_dw", device="cpu", variant="simd", default=True)
 def conv2d_dw(dy, x, *, weight_shape, stride, padding, dilation, groups, layout, out):
+    if not len(dy):
+        out.fill(0)  # no image, so nobody writes a sum
+        return
     if depthwise.takes(out.shape, groups):
         depthwise.conv2d_dw(dy, x, stride=stride, padding=padding, dilation=dilation, layout=layout, out=out)
         return
@@ -203,10 +206,9 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     numbers = dict(
         height=dy.rows, columns=dy.columns, **tile.numbers, iy=stride[0] * copy.row, ix=stride[1] * copy.column, gy=dy.columns * pitch, gx=pitch,
         groups=groups, lanes=lanes, x_group=c * copy.channel, x=copy.place(base), dy=lanes_at if turned else (dy.address, 0, dy.image * dy.item),
-        sums=sums, sums_chunk=tile.size * dy.item, block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
+        **chunk_sums(sums, tile.size * dy.item, dy.n, chunks), block=tiles.rows_at_once(dy.rows, dy.columns, pitch + copy.column),
     )  # fmt: skip
     summed = named(compiled(tiles.conv_dw, *tile.constants, dtype), tiles.DW, numbers)
-    zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * tile.size, y=sums))
     numbers = dict(x=sums, chunks=chunks, x_chunk=tile.size, count=k // groups, y=OUT, **tile.gathered)
     gathered = named(compiled(tiles.gather, tile.width, dtype), tiles.GATHER, numbers)
     pieces = min(tile.units, 16) if tile.size > 4096 else 1
@@ -214,7 +216,7 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     images = [([*copies, summed], dy.n, chunks, shares)]
     if apart and copies:
         images = [(copies, dy.n, dy.n, 1), ([summed], dy.n, chunks, shares)]
-    return Prepared([([zeros], 1, 1, pieces), *images, ([gathered], 1, 1, pieces)], places * (copy.size + turned) + chunks * tile.size, dtype, flops)
+    return Prepared([*images, ([gathered], 1, 1, pieces)], places * (copy.size + turned) + chunks * tile.size, dtype, flops)
 
 
 # --- gradient of the bias ----------------------------------------------------------------------------------------
@@ -222,6 +224,9 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
 
 @implements("conv2d_db", device="cpu", variant="simd", default=True)
 def conv2d_db(dy, *, layout, out):
+    if not len(dy):
+        out.fill(0)
+        return
     _bias_gradient(dy.shape, dy.dtype.type, layout, threads.count())(np.ascontiguousarray(dy), out)
 
 
@@ -236,8 +241,7 @@ def _bias_gradient(dy_shape, dtype, layout, slots) -> Prepared:
     # Sums of some images each, and then those: how many depends on the shapes alone, as for the weights' gradient.
     chunks, sums, w = max(1, min(dy.n, 8)), SCRATCH, tiles.dividing(dy.channels, dtype)
     size = lines(dy.channels, dtype)
-    images = dict(rows=dy.rows, columns=dy.columns, lanes=dy.channels, dy=(X, 0, dy.image * dy.item), dy_y=dy.row, dy_x=dy.column, sums=sums, sums_chunk=size * dy.item)
-    zeros = named(compiled(layers.fill, dtype), layers.FILL, dict(count=chunks * size, y=sums))
+    images = dict(rows=dy.rows, columns=dy.columns, lanes=dy.channels, dy=(X, 0, dy.image * dy.item), dy_y=dy.row, dy_x=dy.column, **chunk_sums(sums, size * dy.item, dy.n, chunks))
     summed = named(compiled(layers.channel_sums, w, dtype), layers.SPREAD, images)
     added = named(compiled(layers.row_sums, dtype), layers.FEATURES, dict(count=dy.channels, images=chunks, dy=sums, dy_row=size, y=y))
-    return Prepared([([zeros], 1, 1, 1), ([summed], dy.n, chunks, max(1, min(8 // chunks, dy.channels // w))), ([added], 1, 1, 1)], chunks * size, dtype, flops)
+    return Prepared([([summed], dy.n, chunks, max(1, min(8 // chunks, dy.channels // w))), ([added], 1, 1, 1)], chunks * size, dtype, flops)

@@ -31,7 +31,7 @@ import numpy as np
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_simd, threads
 from tinynet.kernels.cpu import tiles_winograd as kernels
-from tinynet.kernels.cpu.images import Images, images_of, shared
+from tinynet.kernels.cpu.images import Images, chunk_sums, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
 from tinynet.kernels.cpu.tiles import fitting
@@ -202,15 +202,15 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
     chunks = max(1, min(x.n, 8, MOST_SUMS // size))
     places = _Places(x.n, chunks < 8)
     of_x, of_dy = lines((high + 2) * (wide + 2) * channels, dtype), lines(high * wide * lanes, dtype)
-    sums = np.zeros(chunks * size, dtype)
+    sums = np.empty(chunks * size, dtype)
     work, taps, xs, dys = _cut(dtype, slots * tiles.work, slots * 9 * w * x.channels, places.copies * of_x, places.copies * of_dy)
     xs, dys = (xs, *places.steps(of_x, item)), (dys, *places.steps(of_dy, item))
     numbers = dict(
         **tiles.numbers, iy=(wide + 2) * channels, ix=channels, x=xs, gy=wide * lanes, gx=lanes, dy=dys, work=(work, tiles.work * item),
-        sums=address_of(sums), sums_chunk=size * item, sums_pitch=sums_pitch,
+        **chunk_sums(address_of(sums), size * item, x.n, chunks), sums_pitch=sums_pitch,
     )  # fmt: skip
     images = [_enter(x, high + 2, wide + 2, top, left, xs), _enter(dy, high, wide, 0, 0, dys)]
-    products = named(compiled(kernels.winograd_dw, *tiles.constants, dtype), kernels.WINOGRAD_DW, numbers)
+    products = named(compiled(kernels.winograd_dw, *tiles.constants, 0, dtype), kernels.WINOGRAD_DW, numbers)
     numbers = dict(
         terms=x.channels, count=dy.channels, lanes=lanes, sums=address_of(sums), chunks=chunks, sums_chunk=size * item, sums_pitch=sums_pitch,
         w=address_of(out), taps=(taps, 9 * w * x.channels * item),

@@ -18,6 +18,13 @@ def place(row, k, image, slot, T):
     return pointer(get(row, k) + slot * get(row, k + 1) + image * get(row, k + 2), T)
 
 
+@inline
+def sums_of(row, k, image, chunk, T):
+    """Four numbers of a row, an address, the bytes from chunk to chunk, how many images and chunks there are: this chunk's sums, and whether
+    they are to be added to. Those of its first image are not: there is nothing yet."""
+    return pointer(get(row, k) + chunk * get(row, k + 1), T), image > get(row, k + 2) * chunk // get(row, k + 3)
+
+
 # --- images -------------------------------------------------------------------------------------------------
 
 

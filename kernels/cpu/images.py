@@ -21,6 +21,11 @@ def widened(lanes: int) -> int:
     return max(lanes, tiles.LEAST_LANES)
 
 
+def chunk_sums(address: int, step: int, images: int, chunks: int) -> dict:
+    """Sums over images, by the names of a row: those of each chunk `step` bytes after the one before."""
+    return dict(sums=address, sums_chunk=step, sums_images=images, sums_chunks=chunks)
+
+
 def with_lanes(bias: np.ndarray | None, groups: int, lanes: int) -> np.ndarray | None:
     """A bias as (groups, lanes), zeros in lanes that are not there: a vector of it is read whole."""
     if bias is None or bias.size == groups * lanes:

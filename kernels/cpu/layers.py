@@ -16,7 +16,6 @@ from tinynet.kernels.cpu.rows import fields, kernels_in
 
 BRING = fields("planes rows run x x_slot x_image x_plane x_row y y_slot y_image y_plane y_row")
 TURN = fields("rows high wide y_lanes x x_slot x_image x_row x_step y y_slot y_image y_row y_step mask mask_slot mask_image mask_row mask_step")
-FILL = fields("count y y_slot y_image")
 PACK = fields("outer w_outer y_outer inner w_inner y_inner rows w_row columns y_step w seen y")
 
 # --- pooling ---------------------------------------------------------------------------------------------------------
@@ -26,7 +25,7 @@ POOL = fields(
     "x x_slot x_image x_y x_x y y_slot y_image y_y y_x dy dy_slot dy_image dy_y dy_x dx dx_slot dx_image dx_y dx_x add add_slot add_image add_y add_x mask"
 )  # fmt: skip
 MAXIMUM, AVERAGE, AVERAGE_INSIDE = range(3)  # the last counts only what lies inside the image
-SPREAD = fields("rows columns lanes dy dy_slot dy_image dy_y dy_x winner winner_slot winner_image winner_y winner_x dz dz_slot dz_image dz_y dz_x sums sums_chunk")
+SPREAD = fields("rows columns lanes dy dy_slot dy_image dy_y dy_x winner winner_slot winner_image winner_y winner_x dz dz_slot dz_image dz_y dz_x sums sums_chunk sums_images sums_chunks")
 PLANES = fields("images run image plane dy y")
 MAX_POOL = fields("x y argmax height width lanes rows columns kr kc sr sc dr dc top left work work_slot line wide")
 AVERAGES = fields("x y height width lanes rows columns kr kc sr sc top left bottom right average work work_slot line wide")
@@ -49,10 +48,10 @@ UPDATE = fields("count w g first second hyper fault")
 # --- the kernels, in layers_kernels.py and loss_kernels.py --------------------------------------------------
 
 (
-    bring, turn, fill, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, row_sums,
+    bring, turn, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, row_sums,
 ) = kernels_in(
     "layers_kernels",
-    "bring turn fill pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back row_sums",
+    "bring turn pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back row_sums",
 )  # fmt: skip
 (
     softmax, softmax_back, log_softmax, log_softmax_back, log, log_back, nll_loss, cross_entropy, total, sgd, momentum, adam,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, FILL, PACK, PLANES, POOL, SPREAD, TURN
+from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, PACK, PLANES, POOL, SPREAD, TURN
 from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
-from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, transpose
+from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, sums_of, transpose
 
 # --- into the program's memory, and out of it -----------------------------------------------------------------
 
@@ -57,17 +57,6 @@ def turn(T):
                     for r in range(high):
                         if not get(passed, by + r) > 0:
                             put(y, at + r, 0.0)
-
-    return kernel
-
-
-def fill(T):
-    """Zeros: where sums begin."""
-
-    def kernel(row, image, slot, chunk, share, shares):
-        count, y = get(row, FILL.count), place(row, FILL.y, image, slot, T)
-        for i in range(count * share // shares, count * (share + 1) // shares):
-            put(y, i, 0.0)
 
     return kernel
 
@@ -144,7 +133,7 @@ def depthwise_dw(WIDE, V, W, T):
         height, columns, outer, length, lanes = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.length), get(row, DW.lanes)
         ta, tj, iy, ix, gy, gx = get(row, DW.ta), get(row, DW.tj), get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
         x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
-        partial, unit = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T), 0
+        unit, (partial, adds) = 0, sums_of(row, DW.sums, image, chunk, T)
         for o in range(0, lanes, LANES):
             o = min(o, lanes - LANES)
             for a in range(outer):
@@ -158,7 +147,9 @@ def depthwise_dw(WIDE, V, W, T):
                                 p += ix
                                 q += gx
                         d = unit * N * W
-                        stores(partial, d, 1, 0, WIDE, LANES, V, W, add(acc, loads(partial, d, 1, 0, WIDE, LANES, V, W)))
+                        if adds:
+                            acc = add(acc, loads(partial, d, 1, 0, WIDE, LANES, V, W))
+                        stores(partial, d, 1, 0, WIDE, LANES, V, W, acc)
                     unit += 1
 
     return kernel
@@ -267,7 +258,7 @@ def spread(W, T):
         dy, dy_y, dy_x = place(row, SPREAD.dy, image, slot, T), get(row, SPREAD.dy_y), get(row, SPREAD.dy_x)
         winner, winner_y, winner_x = place(row, SPREAD.winner, image, slot, T), get(row, SPREAD.winner_y), get(row, SPREAD.winner_x)
         dz, dz_y, dz_x = place(row, SPREAD.dz, image, slot, T), get(row, SPREAD.dz_y), get(row, SPREAD.dz_x)
-        partial = pointer(get(row, SPREAD.sums) + chunk * get(row, SPREAD.sums_chunk), T)
+        partial, adds = sums_of(row, SPREAD.sums, image, chunk, T)
         blocks = lanes // W
         for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             o, total = block * W, zeros(dz, 1, W)
@@ -283,7 +274,9 @@ def spread(W, T):
                     stores(dz, to + dz_y + dz_x, 1, 0, 1, 0, 1, W, fourth)
                     # at most one of the four is not 0
                     total = add(total, add(add(first, second), add(third, fourth)))
-            stores(partial, o, 1, 0, 1, 0, 1, W, add(total, loads(partial, o, 1, 0, 1, 0, 1, W)))
+            if adds:
+                total = add(total, loads(partial, o, 1, 0, 1, 0, 1, W))
+            stores(partial, o, 1, 0, 1, 0, 1, W, total)
 
     return kernel
 
@@ -294,7 +287,7 @@ def channel_sums(W, T):
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, lanes = get(row, SPREAD.rows), get(row, SPREAD.columns), get(row, SPREAD.lanes)
         dy, dy_y, dy_x = place(row, SPREAD.dy, image, slot, T), get(row, SPREAD.dy_y), get(row, SPREAD.dy_x)
-        partial = pointer(get(row, SPREAD.sums) + chunk * get(row, SPREAD.sums_chunk), T)
+        partial, adds = sums_of(row, SPREAD.sums, image, chunk, T)
         blocks, whole = lanes // W, columns // 4 * 4
         for block in range(blocks * share // shares, blocks * (share + 1) // shares):
             o, four, one = block * W, zeros(dy, 4, W), zeros(dy, 1, W)  # four sums: an addition takes four cycles
@@ -303,7 +296,9 @@ def channel_sums(W, T):
                     four = add(four, loads(dy, i * dy_y + j * dy_x + o, 1, 0, 4, dy_x, 1, W))
                 for j in range(whole, columns):
                     one = add(one, loads(dy, i * dy_y + j * dy_x + o, 1, 0, 1, 0, 1, W))
-            total = add(one, loads(partial, o, 1, 0, 1, 0, 1, W))
+            total = one
+            if adds:
+                total = add(one, loads(partial, o, 1, 0, 1, 0, 1, W))
             for vector in four:
                 total = add(total, (vector,))
             stores(partial, o, 1, 0, 1, 0, 1, W, total)

@@ -113,12 +113,11 @@ class Network(Convolutions, Im2col, Layers):
 
     def _assemble(self) -> None:
         bytes_a_chunk = sum(m.size() for m in self.sums if not m.copies) * self.item
-        many = max(4, min(16, ALL_SUMS // max(bytes_a_chunk, 1))) if self.sums else 64
+        many = max(4, min(16, ALL_SUMS // max(bytes_a_chunk, 1) // 4 * 4)) if self.sums else 64  # shared evenly by 2 threads, and by 4
         # With sums, from shapes alone: their order must not depend on the number of threads.
         self.chunks = min(self.images, many)
         for m in self.sums:
             m.copies = m.copies or self.chunks
-            self.step("zeros", lambda m=m: [(self.kernel(layers.fill), layers.FILL, dict(count=m.step * m.copies // self.item, y=At(m)))], [], m.size() * m.copies // 4, once=True, into=self.prepare, with_before=True)
         updates = self.updates if self.training else []
         if self.seeds:
             parts = [self.prepare + self.steps[: self.border], self.steps[self.border :] + self.finish]

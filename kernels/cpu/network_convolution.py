@@ -273,7 +273,9 @@ class Convolutions(Planner):
         lanes = lanes_of(k)
         sums = self.summed(lanes, f"bias of value {unit.output}") if unit.bias is not None and self.needs.get(unit.bias) else None
         W = self.width(lanes)
-        if unit.pool:
+        # Where nobody else reads the gradient before pooling, the weights' own kernel makes it on the way.
+        at_once = unit.pool and self.by_winograd(unit) and self.needs.get(unit.weight) and not self.needs.get(unit.x)
+        if unit.pool and not at_once:
             dy, winner = dz, self.views[unit.output, "winner"]
             dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
             into = sums or self.summed(lanes, f"bias of value {unit.output}, which has none")
@@ -281,21 +283,23 @@ class Convolutions(Planner):
             def spread():
                 numbers = dict(
                     rows=dy.rows, columns=dy.columns, lanes=lanes, dy=At(dy), dy_y=dy.y, dy_x=dy.x, winner=At(winner), winner_y=winner.y, winner_x=winner.x,
-                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, sums=At(into, alone=True), sums_chunk=into.step,
+                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, **self.sums_of(into),
                 )  # fmt: skip
                 return [(self.kernel(layers.spread, W), layers.SPREAD, numbers)]
 
             self.step("gradient to the winners", spread, [dy, winner, dz], 4 * k * dy.rows * dy.columns)
-        elif sums is not None:
+        elif sums is not None and not at_once:
 
             def bias_sums():
-                numbers = dict(rows=rows, columns=columns, lanes=lanes, dy=At(dz), dy_y=dz.y, dy_x=dz.x, sums=At(sums, alone=True), sums_chunk=sums.step)
+                numbers = dict(rows=rows, columns=columns, lanes=lanes, dy=At(dz), dy_y=dz.y, dy_x=dz.x, **self.sums_of(sums))
                 return [(self.kernel(layers.channel_sums, W), layers.SPREAD, numbers)]
 
             self.step("gradient of the bias", bias_sums, [dz], k * rows * columns)
         if sums is not None:
             self._sum_rows(unit.bias, sums, k)
-        if self.needs.get(unit.weight):
+        if at_once:
+            self.winograd_dw(unit, dz, sums or self.summed(lanes, f"bias of value {unit.output}, which has none"))
+        elif self.needs.get(unit.weight):
             self.conv_dw(unit, dz)
         if self.needs.get(unit.x):
             (self.depthwise_dx if depthwise else self.conv_dx)(unit, dz)
@@ -304,11 +308,13 @@ class Convolutions(Planner):
 
     depthwise_back = conv2d_back
 
-    def winograd_dw(self, unit: Unit, dz: Buffer) -> None:
+    def winograd_dw(self, unit: Unit, dz: Buffer, reached: Memory | None = None) -> None:
+        """reached: if dz is the gradient of a pooled result, the sums of what reaches each channel."""
         k, c, _, _ = self.graph.shapes[unit.weight]
-        m, (top, left), (rows, columns) = self.by_winograd(unit), self.taps(unit)[3], (dz.rows, dz.columns)
+        m, (top, left), (rows, columns) = self.by_winograd(unit), *self.taps(unit)[3:]
+        winner = self.views[unit.output, "winner"] if reached else None
         x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
-        dz.need(0, -rows % m, 0, -columns % m)
+        dz.need(0, -rows % m // (2 if reached else 1), 0, -columns % m // (2 if reached else 1))
         channels, lanes = lanes_of(c), lanes_of(k)
         W = tiles.fitting(lanes, self.T)
         cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, gradient=True)
@@ -318,14 +324,17 @@ class Convolutions(Planner):
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def build():
-            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, sums=At(sums, alone=True), sums_chunk=sums.step, sums_pitch=pitch)
-            return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants), tiles_winograd.WINOGRAD_DW, numbers)]
+            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, **self.sums_of(sums), sums_pitch=pitch)
+            if reached:
+                numbers.update(winner=At(winner), winner_y=winner.y, winner_x=winner.x, bias=At(reached, alone=True), bias_chunk=reached.step)
+            return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants, int(reached is not None)), tiles_winograd.WINOGRAD_DW, numbers)]
 
         def gather():
             numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
-        self.step(f"gradient of the weights, Winograd {m} x {m}", build, [x.memory, dz], self.operations(unit))
+        what = "gradients to the winners and of the weights" if reached else "gradient of the weights"
+        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, dz, winner], self.operations(unit))
         self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
 
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
@@ -353,7 +362,7 @@ class Convolutions(Planner):
             t = tile()
             numbers = dict(
                 height=rows, columns=columns, **t.numbers, iy=stride[0] * x.y, ix=stride[1] * x.x, gy=dz.y, gx=dz.x, groups=groups, lanes=lanes, x_group=c * x.channel,
-                x=x.at(-top, -left), dy=At(dz), sums=At(sums, alone=True), sums_chunk=sums.step, block=tiles.rows_at_once(rows, columns, dz.x + x.x),
+                x=x.at(-top, -left), dy=At(dz), **self.sums_of(sums), block=tiles.rows_at_once(rows, columns, dz.x + x.x),
             )  # fmt: skip
             if batch:
                 numbers.update(images=self.images, together=TOGETHER)

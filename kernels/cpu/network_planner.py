@@ -287,10 +287,15 @@ class Planner:
         self._combine("gradient of a branch", dy, before, target, mask=None if mask is None else getattr(mask, "memory", mask))
 
     def summed(self, count: int, what: str, copies: int = 0) -> Memory:
-        """Memory for sums over images, a chunk each if `copies` does not say how many; zeros at first."""
+        """Memory for sums over images, a chunk each if `copies` does not say how many."""
         memory = self.memory(Memory(count, f"sums for the gradient of the {what}", copies))
         self.sums.append(memory)
         return memory
+
+    def sums_of(self, m: Memory) -> dict:
+        """Sums over images, by the names of a row: added to by one image after the other, or (one copy) by all of them at once."""
+        images, chunks = (self.images, self.chunks) if m.copies == self.chunks else (1, 1)
+        return dict(sums=At(m, alone=True), sums_chunk=m.step, sums_images=images, sums_chunks=chunks)
 
     def _sum_rows(self, value: int, sums: Memory, count: int) -> None:
         gradient = self.weight_gradient(value)

@@ -201,7 +201,7 @@ PATCHES = fields(
 )  # fmt: skip
 PLACES = fields("rows columns groups count lanes width x x_slot x_image x_row x_first y y_slot y_image y_channel y_column")
 DW = fields(
-    "height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk block "
+    "height columns outer inner length ta tb tr tj iy ix gy gx groups lanes x_group x x_slot x_image dy dy_slot dy_image sums sums_chunk sums_images sums_chunks block "
     "x_rows row_first row_step row_tap x_columns column_first column_step column_tap images together"
 )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinynet.kernels.cpu.copies_kernels import inside, place
+from tinynet.kernels.cpu.copies_kernels import inside, place, sums_of
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
+from tinynet.kernels.cpu.simd import add, fetch, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
 
 
@@ -198,7 +198,8 @@ def conv_batch(C, V, W, STEP, T):
 def conv_dw(HIGH, WIDE, V, W, T):
     """HIGH x WIDE places of x times V * W channels of dy: sums over the pixels of an image, added to the chunk's. images: that many
     instead of one, `together` at a time, whose sums stay in registers: of a small image they would be in memory more than not."""
-    PLACES, N, LANES, ITEM = HIGH * WIDE, HIGH * WIDE * V, V * W, np.dtype(T).itemsize
+    PLACES, LANES, ITEM = HIGH * WIDE, V * W, np.dtype(T).itemsize
+    N, NUMBERS = PLACES * V, PLACES * LANES
 
     def kernel(row, image, slot, chunk, share, shares):
         height, columns, outer, inner, length = get(row, DW.height), get(row, DW.columns), get(row, DW.outer), get(row, DW.inner), get(row, DW.length)
@@ -206,7 +207,7 @@ def conv_dw(HIGH, WIDE, V, W, T):
         iy, ix, gy, gx = get(row, DW.iy), get(row, DW.ix), get(row, DW.gy), get(row, DW.gx)
         groups, lanes, x_group, block = get(row, DW.groups), get(row, DW.lanes), get(row, DW.x_group), get(row, DW.block)
         x, dy = place(row, DW.x, image, slot, T), place(row, DW.dy, image, slot, T)
-        partial = pointer(get(row, DW.sums) + chunk * get(row, DW.sums_chunk), T)
+        partial, adds = sums_of(row, DW.sums, image, chunk, T)
         x_rows, row_first, row_step, row_tap = get(row, DW.x_rows), get(row, DW.row_first), get(row, DW.row_step), get(row, DW.row_tap)
         x_columns, column_first, column_step, column_tap = get(row, DW.x_columns), get(row, DW.column_first), get(row, DW.column_step), get(row, DW.column_tap)
         images, together, x_image, dy_image = max(1, get(row, DW.images)), max(1, get(row, DW.together)), get(row, DW.x_image) // ITEM, get(row, DW.dy_image) // ITEM
@@ -228,6 +229,8 @@ def conv_dw(HIGH, WIDE, V, W, T):
                         left, right = inside(column_first + b * column_tap, column_step, columns, x_columns)
                     for unit in range(max(begin, row_of_tiles * runs), min(end, row_of_tiles * runs + runs)):
                         at = g * x_group + a * ta + b * tb + min((unit - row_of_tiles * runs) * WIDE, length - WIDE) * tj
+                        d = unit * NUMBERS
+                        fetch(partial, d, 1, 0, NUMBERS, 1)
                         acc = zeros(partial, N, W)
                         for n in range(start, stop):
                             for i in range(max(first, top), min(last, bottom)):
@@ -236,7 +239,8 @@ def conv_dw(HIGH, WIDE, V, W, T):
                                     acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
                                     p += ix
                                     q += gx
-                        d = unit * N * W
-                        stores(partial, d, 1, 0, PLACES, LANES, V, W, add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W)))
+                        if adds or start > 0 or first > 0:
+                            acc = add(acc, loads(partial, d, 1, 0, PLACES, LANES, V, W))
+                        stores(partial, d, 1, 0, PLACES, LANES, V, W, acc)
 
     return kernel

@@ -162,7 +162,10 @@ WINOGRAD_DX = fields(
     "rows columns block channels terms lanes high wide top left sum_rows sum_columns gy gx dy dy_slot dy_image u u_pitch work work_slot v_pitch m_pitch "
     "dx dx_slot dx_image dx_y dx_x add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x"
 )  # fmt: skip
-WINOGRAD_DW = fields("rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_pitch")
+WINOGRAD_DW = fields(
+    "rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch "
+    "winner winner_slot winner_image winner_y winner_x bias bias_chunk"
+)  # fmt: skip
 
 # --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------
 

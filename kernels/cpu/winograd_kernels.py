@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, winners, zeros
-from tinynet.kernels.cpu.copies_kernels import changes, copy, place, transpose, zero
+from tinynet.kernels.cpu.simd import add, full, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, unpooled, winners, zeros
+from tinynet.kernels.cpu.copies_kernels import changes, copy, place, sums_of, transpose, zero
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, WINOGRAD_DX, A, B, G
 
 
@@ -259,15 +259,17 @@ def winograd_dx(M, R, V, W, X, T):
     return kernel
 
 
-def winograd_dw(M, R, V, W, X, T):
-    """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], which are 0 at first; of the first
-    `terms` channels.
+def winograd_dw(M, R, V, W, X, POOL, T):
+    """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], of the first `terms` channels.
 
     rows, columns: of dy. Tiles hang over: dy must be 0, and x finite, up to the next multiples of M of rows and columns (for x:
     of the windows of such outputs). R divides `terms`, V * W `lanes`: R x V * W sums are in registers. Shares split the
     (M + 2)^2 matrices, for which each transforms the images again. work: as in `winograd`.
+
+    POOL: dy is the gradient of the maxima of 2 x 2 windows, M x M / 4 numbers of it and of `winner` make a tile, and `bias` has a chunk's
+    sums of it, of what reaches a winner. So the gradient before pooling, four times as large and mostly zeros, is nowhere in memory.
     """
-    LANES, MATRICES = V * W, (M + 2) ** 2
+    N, LANES, MATRICES, WINDOWS, WINNERS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2
     enter = _entering(M, X, 1)
 
     def kernel(row, image, slot, chunk, share, shares):
@@ -276,22 +278,42 @@ def winograd_dw(M, R, V, W, X, T):
         x, iy, ix = place(row, WINOGRAD_DW.x, image, slot, T), get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix)
         dy, gy, gx = place(row, WINOGRAD_DW.dy, image, slot, T), get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
-        sums, s_pitch = pointer(get(row, WINOGRAD_DW.sums) + chunk * get(row, WINOGRAD_DW.sums_chunk), T), get(row, WINOGRAD_DW.sums_pitch)
+        s_pitch, (sums, adds) = get(row, WINOGRAD_DW.sums_pitch), sums_of(row, WINOGRAD_DW.sums, image, chunk, T)
+        winner, winner_y, winner_x = place(row, WINOGRAD_DW.winner, image, slot, T), get(row, WINOGRAD_DW.winner_y), get(row, WINOGRAD_DW.winner_x)
+        ones = full(dy, T(1), WINNERS, W)
+        bias = pointer(get(row, WINOGRAD_DW.bias) + chunk * get(row, WINOGRAD_DW.bias_chunk), T)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         for top in range(0, down, block):
             tiles = min(block, down - top) * across
             for t in range(0, tiles, across):
                 enter(x, (top + t // across) * M * iy, iy, ix, across * M, across, across, channels, work, t * channels, v_pitch)
-            for t in range(tiles):
-                i, j = (top + t // across) * M, t % across * M
-                for o in range(0, lanes, W):
-                    patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
+            for o in range(0, lanes, W):
+                total = zeros(dy, WINNERS, W)
+                for t in range(tiles):
+                    i, j = (top + t // across) * M, t % across * M
+                    if POOL:
+                        i, j = i // 2, j // 2
+                        places = loads(winner, i * winner_y + j * winner_x + o, WINDOWS, winner_y, WINDOWS, winner_x, 1, W)
+                        best = loads(dy, i * gy + j * gx + o, WINDOWS, gy, WINDOWS, gx, 1, W)
+                        patch = unpooled(best, places, WINDOWS, 1)
+                        total = add(total, if_positive(best, add(places, ones), 0.0))  # -1: ReLU let nothing pass
+                    else:
+                        patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
                     stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
+                if POOL and share == 0:
+                    reached = zeros(dy, 1, W)
+                    for vector in total:
+                        reached = add(reached, (vector,))
+                    if adds or top > 0:
+                        reached = add(reached, loads(bias, o, 1, 0, 1, 0, 1, W))
+                    stores(bias, o, 1, 0, 1, 0, 1, W, reached)
             for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
                 for c in range(0, terms, R):
                     for o in range(0, lanes, LANES):
                         at, p, q = k * s_pitch + c * lanes + o, k * v_pitch + c, second + k * m_pitch + o
-                        acc = loads(sums, at, R, lanes, 1, 0, V, W)
+                        acc = zeros(sums, N, W)
+                        if adds or top > 0:
+                            acc = loads(sums, at, R, lanes, 1, 0, V, W)
                         for t in range(tiles):
                             acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
                             p += channels

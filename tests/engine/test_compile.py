@@ -179,6 +179,41 @@ def test_winograd_is_right_as_a_whole(name, count, monkeypatch):
         assert error <= 16 * own + 16 * 2.0**-24 * np.linalg.norm(want.ravel()), (key, error, own)
 
 
+@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.parametrize("size, relu, bias", [((8, 8), True, True), ((10, 14), True, True), ((10, 13), False, True), ((8, 12), True, False)])
+def test_winograd_s_gradient_of_a_pooled_first_layer(size, relu, bias, count, monkeypatch):
+    """Whose images need no gradient: then nobody reads what lies before pooling, and it is made on the way. Bounds as above; and no bit
+    depends on how many threads there are."""
+    from tinynet.kernels.cpu import threads
+
+    rng = np.random.default_rng(count)
+    tinynet.manual_seed(2)
+    layers = Conv2d(3, 17, 3, padding=1, bias=bias), *([ReLU()] if relu else []), MaxPool2d(2), Conv2d(17, 20, 3, padding=1), ReLU(), Flatten()
+    model, x = Sequential(*layers), rng.standard_normal((count, 3, *size)).astype(np.float32)
+
+    def gradients(call, dtype=np.float32) -> dict:
+        for p in model.parameters():
+            p.grad = None
+        y = call(tinynet.Tensor(x.astype(dtype)))
+        y.backward(np.random.default_rng(3).standard_normal(y.shape).astype(dtype))
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    eager, found = gradients(model), []
+    for slots in (1, 2, 4):
+        monkeypatch.setattr(threads, "count", lambda slots=slots: slots)
+        fast = tinynet.compile(model, math="winograd")
+        gradients(fast)
+        found.append(gradients(fast))  # in memory that holds another call's sums
+        assert "gradients to the winners and of the weights, Winograd" in fast.explain()
+    for p in model.parameters():
+        p.data = p.data.astype(np.float64)
+    for name, want in gradients(model, np.float64).items():
+        error, own = (np.linalg.norm((a[name] - want).ravel()) for a in (found[0], eager))
+        assert error <= 16 * own + 16 * 2.0**-24 * np.linalg.norm(want.ravel()), (name, error, own)
+        for other in found[1:]:
+            np.testing.assert_array_equal(found[0][name], other[name], err_msg=name)
+
+
 def test_float64_is_compiled_too():
     rng = np.random.default_rng(0)
     model, x = made("two layers", rng, False, np.float64), images("two layers", 3, rng, False, np.float64)

@@ -100,7 +100,7 @@ def test_operations_and_bytes_are_those_of_the_definition():
     assert (adam.operations, adam.moved, adam.on) == (14 * 640, 4 * 640 * 7, "640")  # g is read; w, m and s are read and written
     (loss,) = steps["cross_entropy"]
     assert loss.operations == 6 * 10 * images and loss.moved == images * (4 * 10 * 2 + 8 + 4) and loss.name == "cross_entropy"
-    assert all(s.operations is None and s.gflops is None for s in steps["pack"] + steps["fill"])
+    assert all(s.operations is None and s.gflops is None for s in steps["pack"] + steps["bring"])
     summed = [s for s in steps["row_sums"] if s.name == "gradient of the bias"]
     assert [s.operations for s in summed] == [10 * (images - 1)]
 

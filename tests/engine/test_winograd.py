@@ -15,6 +15,7 @@ from tinynet import oracle
 from tinynet.dispatch import find
 from tinynet.kernels.cpu import program, tiles_winograd
 from tinynet.kernels.cpu.conv2d_winograd import NORM, NORM_DW, NORM_DX, VARIANTS
+from tinynet.kernels.cpu.images import chunk_sums
 from tinynet.kernels.cpu.program import address_of, compiled, named
 from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles
 
@@ -284,6 +285,51 @@ def test_shares_of_dx_give_the_same_bits(size, rng):
     for kind in range(3):
         for shares in (1, 2, 3, 8):
             assert_same(layer.play(np.full(shape, np.nan, np.float32), shares, kind), want, f"{shares} shares, cut {kind}")
+
+
+class Pooled:
+    """Images x, and the gradient of the maxima of 2 x 2 windows of a convolution of them, before pooling and after."""
+
+    def __init__(self, m, rows, columns, terms, lanes, dtype, rng, images=5, chunks=2):
+        self.m, self.dtype, self.images, self.chunks, self.lanes = m, dtype, images, chunks, lanes
+        channels = 4 if terms <= 4 else -(-terms // 8) * 8
+        self.x = np.zeros((images, rows + m + 1, columns + m + 1, channels), dtype)
+        self.x[:, :-m, :-m, :terms] = whole_numbers(rng, (images, rows + 1, columns + 1, terms), dtype)
+        windows = (images, rows // 2 + 1, columns // 2 + 1, lanes)  # one window of zeros below and beside them: tiles hang over
+        self.dy, self.winner = np.zeros(windows, dtype), rng.integers(-1, 4, windows).astype(dtype)
+        self.dy[:, :-1, :-1] = whole_numbers(rng, (images, rows // 2, columns // 2, lanes), dtype)
+        reached = np.where(self.winner[..., None] == np.arange(4), self.dy[..., None], 0).reshape(*windows, 2, 2)
+        self.dz = np.ascontiguousarray(reached.transpose(0, 1, 4, 2, 5, 3).reshape(images, rows + 2, columns + 2, lanes).astype(dtype))
+        self.tiles = Tiles(m, rows, columns, channels, terms, lanes, dtype, gradient=True)
+        self.pitch = tiles_winograd.pitch(terms * lanes, dtype)
+        self.used = np.arange((m + 2) ** 2)[:, None] * self.pitch + np.arange(terms * lanes)
+
+    def sums(self, pool: int, shares: int):
+        """(each chunk's sums, what reached its channels): in memory in which there was something else."""
+        size = (self.m + 2) ** 2 * self.pitch
+        sums, bias, work = np.full((self.chunks, size), np.nan, self.dtype), np.full((self.chunks, self.lanes), np.nan, self.dtype), np.full(8 * self.tiles.work, np.nan, self.dtype)
+        item, step, dy = self.x.itemsize, self.x.strides, self.dy if pool else self.dz
+        numbers = dict(
+            **self.tiles.numbers, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), gy=dy.strides[1] // item, gx=dy.strides[2] // item, dy=(address_of(dy), 0, dy.strides[0]),
+            work=(address_of(work), self.tiles.work * item), **chunk_sums(address_of(sums), size * item, self.images, self.chunks), sums_pitch=self.pitch,
+            winner=(address_of(self.winner), 0, self.winner.strides[0]), winner_y=self.winner.strides[1] // item, winner_x=self.winner.strides[2] // item, bias=address_of(bias), bias_chunk=self.lanes * item,
+        )  # fmt: skip
+        program.run([named(compiled(tiles_winograd.winograd_dw, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], self.images, self.chunks, shares)
+        return sums[:, self.used], bias
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("size", [(4, 8, 8, 3, 16), (4, 10, 14, 3, 24), (2, 6, 4, 5, 16), (4, 36, 34, 20, 40)], ids=str)
+def test_a_gradient_of_maxima_is_the_gradient_before_pooling(size, dtype, rng):
+    """To the bit, however many share an image; what reaches a channel is whole numbers here, and so are their sums."""
+    layer = Pooled(*size, dtype, rng)
+    want, _ = layer.sums(0, 1)
+    reached = layer.dz.sum((1, 2))
+    halves = np.stack([reached[: layer.images // 2].sum(0), reached[layer.images // 2 :].sum(0)])
+    for shares in (1, 3):
+        sums, bias = layer.sums(1, shares)
+        assert_same(sums, want, f"{shares} shares")
+        assert_same(bias, halves, f"{shares} shares")
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
