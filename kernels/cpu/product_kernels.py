@@ -114,7 +114,7 @@ def gemm_packed(R, V, W, T):
                         for t in range(depth):
                             stores(panels, panel + t * LANES, 1, 0, 1, 0, V, W, loads(b, (first + t) * b_term + o, 1, 0, 1, 0, V, W))
                 ahead, step, run, runs = _next_block(b_term, b_column, rows, columns, terms, row_block, column_block, term_block, block, shares, first)
-                along = 0
+                along, deep = 0, depth >= 32  # the multiply-adds of fewer terms are over before a line has come
                 for n in range(high):
                     i = min(top + n * R, rows - R)
                     start, factors, start_row, start_term = i * a_row + first * a_term, a, a_row, a_term
@@ -130,16 +130,17 @@ def gemm_packed(R, V, W, T):
                         acc, at = zeros(c, N, W), i * c_row + o
                         if first > 0:
                             acc = loads(panels, kept_at, R, LANES, 1, 0, V, W)
-                        if hyper != 0:
+                        if hyper != 0 and deep:
                             fetch(c, at, R, c_row, LANES, 1)
                         for begun in range(0, depth, 8):
-                            fetch(b, ahead + along, 1, 0, STRETCH, 0)
-                            along += STRETCH
-                            if along >= run:
-                                along = 0
-                                if runs > 1:
-                                    runs -= 1
-                                    ahead += step
+                            if deep:
+                                fetch(b, ahead + along, 1, 0, STRETCH, 0)
+                                along += STRETCH
+                                if along >= run:
+                                    along = 0
+                                    if runs > 1:
+                                        runs -= 1
+                                        ahead += step
                             for t in range(begun, min(begun + 8, depth)):
                                 acc = outer_fma(acc, splats(factors, p, R, start_row, 1, 0, W), loads(panels, q, 1, 0, 1, 0, V, W))
                                 p += start_term
@@ -191,12 +192,14 @@ def _rows_back(R, V, W):
 
 
 def _stepped(R, V, W):
-    """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images."""
-    N = R * V
+    """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images.
+    ahead: from there to the weights that are read next."""
+    N, LANES = R * V, V * W
 
     @inline
-    def tile(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay):
+    def tile(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay, ahead):
         at, p, q = t * columns + o, t, o
+        fetch(w, at + ahead, R, columns, LANES, 1)
         acc = zeros(w, N, W)
         for n in range(rows):
             acc = outer_fma(acc, splats(dy, p, R, 1, 1, 0, W), loads(x, q, 1, 0, 1, 0, V, W))
@@ -236,6 +239,7 @@ def dense_back(R, S, V, W, T):
             for first in range(0, terms, block):
                 last = min(first + block, terms)
                 for o in range(left, right, LANES):
+                    ahead = LANES if o + LANES < right else block * columns + left - o
                     for i in range(0, rows - R + 1, R):
                         rows_back(dy, dy_row, w, columns, dx, dx_row, i, o, first, last)
                     for i in range(rows // R * R, rows):
@@ -243,9 +247,9 @@ def dense_back(R, S, V, W, T):
                     if fault != 0:
                         continue
                     for t in range(first, last - S + 1, S):
-                        stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay)
+                        stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay, ahead)
                     for t in range(first + (last - first) // S * S, last):
-                        one_stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay)
+                        one_stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay, ahead)
             for i in range(rows if mask != 0 else 0):
                 for o in range(left, right, LANES):
                     at = i * dx_row + o
