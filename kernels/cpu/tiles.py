@@ -84,7 +84,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
                 if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > 28 or pooled and (r != 2 or c % 2):
                     continue
                 streamed = v * w * 4 / 32 if terms * v * w * 4 > 24_000 else 0  # weights beyond the first cache
-                step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + 0.3 * streamed + 0.25 * (pixels * 0.5 + v) + (0.1 * pixels if v == 1 else 0)
+                step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + 0.05 * streamed + 0.13 * pixels + 0.05 * v
                 count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
                 choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
