@@ -34,7 +34,7 @@ from tinynet.kernels.cpu.network_planner import WORTH_SHARING, Step
 from tinynet.kernels.cpu.program import HEAD, ROW, play
 from tinynet.kernels.graph import Graph
 
-ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, but 4, where one is large
+ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, 4 or a multiple that threads share evenly, where one is large
 
 
 class Network(Convolutions, Im2col, Layers):
@@ -56,7 +56,7 @@ class Network(Convolutions, Im2col, Layers):
         few = self.slots > 1 and (self.images < self.slots or self.images < 4 * self.slots and self.images % self.slots)
         self.few = bool(few)
         self.memories: list[Memory] = []
-        self.prepare: list[Step] = []  # weights, zeros: before the first image
+        self.prepare: list[Step] = []  # weights: before the first image
         self.steps: list[Step] = []
         self.finish: list[Step] = []  # after the last image: sums, products over all images
         self.sums: list[Memory] = []
@@ -113,7 +113,7 @@ class Network(Convolutions, Im2col, Layers):
 
     def _assemble(self) -> None:
         bytes_a_chunk = sum(m.size() for m in self.sums if not m.copies) * self.item
-        many = max(4, min(16, ALL_SUMS // max(bytes_a_chunk, 1) // 4 * 4)) if self.sums else 64  # shared evenly by 2 threads, and by 4
+        many = max(4, min(16, ALL_SUMS // max(bytes_a_chunk, 1) // 4 * 4)) if self.sums else 64
         # With sums, from shapes alone: their order must not depend on the number of threads.
         self.chunks = min(self.images, many)
         for m in self.sums:

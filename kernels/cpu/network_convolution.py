@@ -275,20 +275,20 @@ class Convolutions(Planner):
         W = self.width(lanes)
         # Where nobody else reads the gradient before pooling, the weights' own kernel makes it on the way.
         at_once = unit.pool and self.by_winograd(unit) and self.needs.get(unit.weight) and not self.needs.get(unit.x)
+        reached = sums if sums or not unit.pool else self.summed(lanes, f"bias of value {unit.output}, which has none")
         if unit.pool and not at_once:
             dy, winner = dz, self.views[unit.output, "winner"]
             dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
-            into = sums or self.summed(lanes, f"bias of value {unit.output}, which has none")
 
             def spread():
                 numbers = dict(
                     rows=dy.rows, columns=dy.columns, lanes=lanes, dy=At(dy), dy_y=dy.y, dy_x=dy.x, winner=At(winner), winner_y=winner.y, winner_x=winner.x,
-                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, **self.sums_of(into),
+                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, **self.sums_of(reached),
                 )  # fmt: skip
                 return [(self.kernel(layers.spread, W), layers.SPREAD, numbers)]
 
             self.step("gradient to the winners", spread, [dy, winner, dz], 4 * k * dy.rows * dy.columns)
-        elif sums is not None and not at_once:
+        elif sums is not None and not unit.pool:
 
             def bias_sums():
                 numbers = dict(rows=rows, columns=columns, lanes=lanes, dy=At(dz), dy_y=dz.y, dy_x=dz.x, **self.sums_of(sums))
@@ -298,7 +298,7 @@ class Convolutions(Planner):
         if sums is not None:
             self._sum_rows(unit.bias, sums, k)
         if at_once:
-            self.winograd_dw(unit, dz, sums or self.summed(lanes, f"bias of value {unit.output}, which has none"))
+            self.winograd_dw(unit, dz, reached)
         elif self.needs.get(unit.weight):
             self.conv_dw(unit, dz)
         if self.needs.get(unit.x):

@@ -76,14 +76,16 @@ def gemm_packed(R, V, W, T):
     Of b, `column_block` columns x `term_block` terms at a time become panels, [term][V * W columns], which stay in the second
     cache while `row_block` rows of c use them; one panel, and R rows of a, are in the first. A row of a large matrix begins a
     page after the one before, and rows that are a power of two apart share one place in the cache: read in place, b
-    would come from memory for every R rows. While the multiply-adds of one block run, a line of the next one is fetched with every
-    term: to pack what still lies in memory took a seventh of the time. R rows of a are packed too, unless their terms lie side by side. The sums of the terms so
+    would come from memory for every R rows. R rows of a are packed too, unless their terms lie side by side. The sums of the terms so
     far wait in `partial`, never in c, so tiles may be moved back over each other. (Goto and van de Geijn, ACM TOMS 34(3), 2008.)
+
+    Packing would wait for memory, and so would a step of SGD: so what is packed next is fetched while the multiply-adds run, two lines
+    every PIECE terms (asked for in the innermost loop, they cost the sums their registers), and a tile of weights before its first term.
 
     hyper: c is a matrix of weights, of which the sum is the gradient, and a step of SGD is taken at once: see layers.sgd, of
     which this is the one without momentum.
     """
-    N, LANES, STRETCH = R * V, V * W, 2 * LINE // np.dtype(T).itemsize
+    N, LANES, PIECE, STRETCH = R * V, V * W, 8, 2 * LINE // np.dtype(T).itemsize
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
@@ -132,7 +134,7 @@ def gemm_packed(R, V, W, T):
                             acc = loads(panels, kept_at, R, LANES, 1, 0, V, W)
                         if hyper != 0 and deep:
                             fetch(c, at, R, c_row, LANES, 1)
-                        for begun in range(0, depth, 8):
+                        for begun in range(0, depth, PIECE):
                             if deep:
                                 fetch(b, ahead + along, 1, 0, STRETCH, 0)
                                 along += STRETCH
@@ -141,7 +143,7 @@ def gemm_packed(R, V, W, T):
                                     if runs > 1:
                                         runs -= 1
                                         ahead += step
-                            for t in range(begun, min(begun + 8, depth)):
+                            for t in range(begun, min(begun + PIECE, depth)):
                                 acc = outer_fma(acc, splats(factors, p, R, start_row, 1, 0, W), loads(panels, q, 1, 0, 1, 0, V, W))
                                 p += start_term
                                 q += LANES

@@ -190,8 +190,8 @@ def firsts(typing, p, i, count, rows, row_step, w):
 @intrinsic(prefer_literal=True)
 def fetch(typing, p, i, rows, row_step, count, written):
     """Asks for the cache lines of `count` numbers at each of `rows` places: for the first cache if they will be `written` soon, which is
-    1 or 0, else for the second. A multiply-add that needs a number from memory waits 200 times as long as it takes itself; not if the
-    line is on its way, and asking costs no more than a load. Any address will do: nothing is read."""
+    1 or 0, else for the second. Who needs a number from memory waits for hundreds of multiply-adds; who has asked for its line before
+    does not, and asking costs no more than a load. Any address will do: nothing is read."""
     r, n, write = (_constant(k, what) for k, what in ((rows, "rows"), (count, "count"), (written, "written")))
 
     def generate(context, builder, signature, arguments):
