@@ -200,7 +200,7 @@ def test_players_check_what_they_are_given():
 
 def test_threads_that_ask_at_once_get_one_kernel():
     found = []
-    asking = [threading.Thread(target=lambda: found.append(program.compiled.__wrapped__(layers.fill, np.float32))) for _ in range(4)]
+    asking = [threading.Thread(target=lambda: found.append(program.compiled.__wrapped__(layers.row_sums, np.float32))) for _ in range(4)]
     for thread in asking:
         thread.start()
     for thread in asking:
@@ -244,26 +244,26 @@ def test_players_are_loaded_before_any_kernel_and_without_numba(python):
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
-FILL = """
+SUM = """
 import numpy as np
 from tinynet.kernels.cpu import layers
 from tinynet.kernels.cpu.program import address_of, compiled, named, run
-y = np.ones(100, np.float32)
-run([named(compiled(layers.fill, np.float32), layers.FILL, dict(count=100, y=address_of(y)))], 1, 1)
+x, y = np.array([np.arange(100), -np.arange(100)], np.float32), np.ones(100, np.float32)
+run([named(compiled(layers.row_sums, np.float32), layers.FEATURES, dict(count=100, images=2, dy=address_of(x), dy_row=100, y=address_of(y)))], 1, 1)
 print(y.any())
 """
 
 
 def test_processes_may_compile_at_once(tmp_path, python):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "TINYNET_QUIET": "0"}
-    started = [subprocess.Popen([sys.executable, "-c", FILL], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    started = [subprocess.Popen([sys.executable, "-c", SUM], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in started:
         out, err = process.communicate()
         assert process.returncode == 0 and out == "False\n", err
     files = sorted(path.name for path in (tmp_path / "tinynet").iterdir())
     assert all(name.endswith(".o") for name in files), f"left behind: {files}"
-    assert {name.split(".")[1] for name in files} == {"fill_float32", "alone"} | {name for name in vars(program._players())}
-    again = python(FILL, NUMBA_CACHE_DIR=str(tmp_path), TINYNET_QUIET="0")
+    assert {name.split(".")[1] for name in files} == {"row_sums_float32", "alone"} | {name for name in vars(program._players())}
+    again = python(SUM, NUMBA_CACHE_DIR=str(tmp_path), TINYNET_QUIET="0")
     assert (again.returncode, again.stdout, again.stderr) == (0, "False\n", "")
 
 
