@@ -160,7 +160,7 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
     k, _, kh, kw = weight_shape
     dy, x, lanes = Images(dy_shape, layout, dtype, FIRST), Images(x_shape, layout, dtype, SECOND), lanes_of(k)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
-    chunks = max(1, min(dy.n, MOST_CHUNKS))
+    chunks = min(dy.n, MOST_CHUNKS)
     way = _Way(dy.n, chunks, MOST_CHUNKS // chunks, dtype, slots)
     (top, bottom), (left, right) = padding
     xs, dys = way.enter(x, lanes, top, bottom, left, right), way.enter(dy, lanes, 0, 0, 0, 0)

@@ -225,7 +225,7 @@ def _weights_gradient(dy_shape, x_shape, dtype, weight_shape, stride, padding, d
 @implements("conv2d_db", device="cpu", variant="simd", default=True)
 def conv2d_db(dy, *, layout, out):
     if not len(dy):
-        out.fill(0)
+        out.fill(0)  # as above
         return
     _bias_gradient(dy.shape, dy.dtype.type, layout, threads.count())(np.ascontiguousarray(dy), out)
 
@@ -239,7 +239,7 @@ def _bias_gradient(dy_shape, dtype, layout, slots) -> Prepared:
         kernel = compiled(layers.plane_sums, max(tiles.TARGET.lanes(dtype), tiles.LEAST_LANES), dtype)
         return Prepared([([named(kernel, layers.PLANES, numbers)], dy.channels, *shared(dy.channels, 1))], 0, dtype, flops)
     # Sums of some images each, and then those: how many depends on the shapes alone, as for the weights' gradient.
-    chunks, sums, w = max(1, min(dy.n, 8)), SCRATCH, tiles.dividing(dy.channels, dtype)
+    chunks, sums, w = min(dy.n, 8), SCRATCH, tiles.dividing(dy.channels, dtype)
     size = lines(dy.channels, dtype)
     images = dict(rows=dy.rows, columns=dy.columns, lanes=dy.channels, dy=(X, 0, dy.image * dy.item), dy_y=dy.row, dy_x=dy.column, **chunk_sums(sums, size * dy.item, dy.n, chunks))
     summed = named(compiled(layers.channel_sums, w, dtype), layers.SPREAD, images)

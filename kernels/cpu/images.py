@@ -21,7 +21,7 @@ def widened(lanes: int) -> int:
     return max(lanes, tiles.LEAST_LANES)
 
 
-def chunk_sums(address: int, step: int, images: int, chunks: int) -> dict:
+def chunk_sums(address, step: int, images: int, chunks: int) -> dict:
     """Sums over images, by the names of a row: those of each chunk `step` bytes after the one before."""
     return dict(sums=address, sums_chunk=step, sums_images=images, sums_chunks=chunks)
 

@@ -275,7 +275,7 @@ class Convolutions(Planner):
         W = self.width(lanes)
         # Where nobody else reads the gradient before pooling, the weights' own kernel makes it on the way.
         at_once = unit.pool and self.by_winograd(unit) and self.needs.get(unit.weight) and not self.needs.get(unit.x)
-        reached = sums if sums or not unit.pool else self.summed(lanes, f"bias of value {unit.output}, which has none")
+        reached = sums or (self.summed(lanes, f"bias of value {unit.output}, which has none") if unit.pool else None)
         if unit.pool and not at_once:
             dy, winner = dz, self.views[unit.output, "winner"]
             dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")
@@ -283,7 +283,7 @@ class Convolutions(Planner):
             def spread():
                 numbers = dict(
                     rows=dy.rows, columns=dy.columns, lanes=lanes, dy=At(dy), dy_y=dy.y, dy_x=dy.x, winner=At(winner), winner_y=winner.y, winner_x=winner.x,
-                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, **self.sums_of(reached),
+                    dz=At(dz), dz_y=dz.y, dz_x=dz.x, **self.chunk_sums(reached),
                 )  # fmt: skip
                 return [(self.kernel(layers.spread, W), layers.SPREAD, numbers)]
 
@@ -291,7 +291,7 @@ class Convolutions(Planner):
         elif sums is not None and not unit.pool:
 
             def bias_sums():
-                numbers = dict(rows=rows, columns=columns, lanes=lanes, dy=At(dz), dy_y=dz.y, dy_x=dz.x, **self.sums_of(sums))
+                numbers = dict(rows=rows, columns=columns, lanes=lanes, dy=At(dz), dy_y=dz.y, dy_x=dz.x, **self.chunk_sums(sums))
                 return [(self.kernel(layers.channel_sums, W), layers.SPREAD, numbers)]
 
             self.step("gradient of the bias", bias_sums, [dz], k * rows * columns)
@@ -312,9 +312,9 @@ class Convolutions(Planner):
         """reached: if dz is the gradient of a pooled result, the sums of what reaches each channel."""
         k, c, _, _ = self.graph.shapes[unit.weight]
         m, (top, left), (rows, columns) = self.by_winograd(unit), *self.taps(unit)[3:]
-        winner = self.views[unit.output, "winner"] if reached else None
+        winner, window = (self.views[unit.output, "winner"], 2) if reached else (None, 1)
         x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
-        dz.need(0, -rows % m // (2 if reached else 1), 0, -columns % m // (2 if reached else 1))
+        dz.need(0, -rows % m // window, 0, -columns % m // window)
         channels, lanes = lanes_of(c), lanes_of(k)
         W = tiles.fitting(lanes, self.T)
         cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, gradient=True)
@@ -324,9 +324,9 @@ class Convolutions(Planner):
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def build():
-            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, **self.sums_of(sums), sums_pitch=pitch)
+            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, **self.chunk_sums(sums), sums_pitch=pitch)
             if reached:
-                numbers.update(winner=At(winner), winner_y=winner.y, winner_x=winner.x, bias=At(reached, alone=True), bias_chunk=reached.step)
+                numbers.update(winner=At(winner), winner_y=winner.y, winner_x=winner.x, reached=At(reached, alone=True), reached_chunk=reached.step)
             return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants, int(reached is not None)), tiles_winograd.WINOGRAD_DW, numbers)]
 
         def gather():
@@ -362,7 +362,7 @@ class Convolutions(Planner):
             t = tile()
             numbers = dict(
                 height=rows, columns=columns, **t.numbers, iy=stride[0] * x.y, ix=stride[1] * x.x, gy=dz.y, gx=dz.x, groups=groups, lanes=lanes, x_group=c * x.channel,
-                x=x.at(-top, -left), dy=At(dz), **self.sums_of(sums), block=tiles.rows_at_once(rows, columns, dz.x + x.x),
+                x=x.at(-top, -left), dy=At(dz), **self.chunk_sums(sums), block=tiles.rows_at_once(rows, columns, dz.x + x.x),
             )  # fmt: skip
             if batch:
                 numbers.update(images=self.images, together=TOGETHER)

@@ -9,6 +9,7 @@ from math import prod
 from tinynet.geometry import nchw, reach
 from tinynet.kernels.cpu import layers, tiles
 from tinynet.kernels.cpu.fuse import Unit
+from tinynet.kernels.cpu.images import chunk_sums
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside
 from tinynet.kernels.cpu.program import compiled
 from tinynet.kernels.graph import Graph
@@ -292,10 +293,10 @@ class Planner:
         self.sums.append(memory)
         return memory
 
-    def sums_of(self, m: Memory) -> dict:
-        """Sums over images, by the names of a row: added to by one image after the other, or (one copy) by all of them at once."""
+    def chunk_sums(self, m: Memory) -> dict:
+        """As images.chunk_sums: added to by one image after the other, or (one copy) by all of them at once."""
         images, chunks = (self.images, self.chunks) if m.copies == self.chunks else (1, 1)
-        return dict(sums=At(m, alone=True), sums_chunk=m.step, sums_images=images, sums_chunks=chunks)
+        return chunk_sums(At(m, alone=True), m.step, images, chunks)
 
     def _sum_rows(self, value: int, sums: Memory, count: int) -> None:
         gradient = self.weight_gradient(value)

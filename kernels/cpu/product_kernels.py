@@ -55,16 +55,11 @@ def gemm(R, V, W, T):
 
 
 @inline
-def _next_block(b_term, b_column, rows, columns, terms, row_block, column_block, term_block, block, shares, first):
-    """Where in b the panels lie that this share packs after those of `block`, whose terms begin at `first`: (the first number, from one
-    run of numbers side by side to the next, numbers in a run, runs)."""
-    first += term_block
-    if first >= terms:
-        first, block = 0, block + shares
-    left = block // ((rows + row_block - 1) // row_block) * column_block
-    depth, wide = min(term_block, terms - first), min(column_block, columns - left)
+def _block(b_term, b_column, first, depth, left, wide):
+    """Where so many terms of so many columns lie in b: (the first number, from one run of numbers side by side to the next, numbers in a
+    run, runs). Of no columns: one number that is there."""
     if wide <= 0:
-        return 0, 0, 1, 1  # that was the last
+        return 0, 0, 1, 1
     if b_term == 1:
         return left * b_column + first, b_column, depth, wide
     return first * b_term + left, b_term, wide, depth
@@ -115,7 +110,10 @@ def gemm_packed(R, V, W, T):
                     else:
                         for t in range(depth):
                             stores(panels, panel + t * LANES, 1, 0, 1, 0, V, W, loads(b, (first + t) * b_term + o, 1, 0, 1, 0, V, W))
-                ahead, step, run, runs = _next_block(b_term, b_column, rows, columns, terms, row_block, column_block, term_block, block, shares, first)
+                later, aside = first + term_block, left  # what is packed next
+                if later >= terms:
+                    later, aside = 0, (block + shares) // down * column_block
+                ahead, step, run, runs = _block(b_term, b_column, later, min(term_block, terms - later), aside, min(column_block, columns - aside))
                 along, deep = 0, depth >= 32  # the multiply-adds of fewer terms are over before a line has come
                 for n in range(high):
                     i = min(top + n * R, rows - R)

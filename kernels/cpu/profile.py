@@ -35,7 +35,7 @@ EACH = {
     layers.softmax: 5, layers.softmax_back: 4, layers.log_softmax: 6, layers.log_softmax_back: 4, layers.log: 1, layers.log_back: 1, layers.cross_entropy: 6,
     layers.total: 1, layers.sgd: 2, layers.momentum: 4, layers.adam: 14,
 }  # fmt: skip  # operations for each of `count` numbers, without weight decay
-UPDATED = {"sums", "w", "first", "second"}  # names in a row of what is read and written, where the kernel does not only read it
+UPDATED = {"sums", "reached", "w", "first", "second"}  # names in a row of what is read and written, where the kernel does not only read it
 UPDATES = (tiles.conv_dw, tiles.dense_back, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
 APART = {"work", "panel", "taps", "places", "hyper", "fault", "scale"}  # scratch memory, and a few numbers that all kernels share
 SHORT, MOST = 200e-6, 64  # a step is played often enough in a row to take that many seconds, at most so often

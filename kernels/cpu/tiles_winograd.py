@@ -164,7 +164,7 @@ WINOGRAD_DX = fields(
 )  # fmt: skip
 WINOGRAD_DW = fields(
     "rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch "
-    "winner winner_slot winner_image winner_y winner_x bias bias_chunk"
+    "winner winner_slot winner_image winner_y winner_x reached reached_chunk"
 )  # fmt: skip
 
 # --- for single calls: NHWC images of `lanes` out of images of any layout, and back -------------------------------------------

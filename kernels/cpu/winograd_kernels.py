@@ -266,8 +266,8 @@ def winograd_dw(M, R, V, W, X, POOL, T):
     of the windows of such outputs). R divides `terms`, V * W `lanes`: R x V * W sums are in registers. Shares split the
     (M + 2)^2 matrices, for which each transforms the images again. work: as in `winograd`.
 
-    POOL: dy is the gradient of the maxima of 2 x 2 windows, M x M / 4 numbers of it and of `winner` make a tile, and `bias` has a chunk's
-    sums of it, of what reaches a winner. So the gradient before pooling, four times as large and mostly zeros, is nowhere in memory.
+    POOL: dy is the gradient of the maxima of 2 x 2 windows, M x M / 4 numbers of it and of `winner` make a tile, and a chunk's sums of what
+    reaches a winner, the bias' gradient, are added to `reached`. So the gradient before pooling, four times as large and mostly zeros, is nowhere in memory.
     """
     N, LANES, MATRICES, WINDOWS, WINNERS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2
     enter = _entering(M, X, 1)
@@ -281,7 +281,7 @@ def winograd_dw(M, R, V, W, X, POOL, T):
         s_pitch, (sums, adds) = get(row, WINOGRAD_DW.sums_pitch), sums_of(row, WINOGRAD_DW.sums, image, chunk, T)
         winner, winner_y, winner_x = place(row, WINOGRAD_DW.winner, image, slot, T), get(row, WINOGRAD_DW.winner_y), get(row, WINOGRAD_DW.winner_x)
         ones = full(dy, T(1), WINNERS, W)
-        bias = pointer(get(row, WINOGRAD_DW.bias) + chunk * get(row, WINOGRAD_DW.bias_chunk), T)
+        reached = pointer(get(row, WINOGRAD_DW.reached) + chunk * get(row, WINOGRAD_DW.reached_chunk), T)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         for top in range(0, down, block):
             tiles = min(block, down - top) * across
@@ -301,12 +301,12 @@ def winograd_dw(M, R, V, W, X, POOL, T):
                         patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
                     stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
                 if POOL and share == 0:
-                    reached = zeros(dy, 1, W)
+                    whole = zeros(dy, 1, W)
                     for vector in total:
-                        reached = add(reached, (vector,))
+                        whole = add(whole, (vector,))
                     if adds or top > 0:
-                        reached = add(reached, loads(bias, o, 1, 0, 1, 0, 1, W))
-                    stores(bias, o, 1, 0, 1, 0, 1, W, reached)
+                        whole = add(whole, loads(reached, o, 1, 0, 1, 0, 1, W))
+                    stores(reached, o, 1, 0, 1, 0, 1, W, whole)
             for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
                 for c in range(0, terms, R):
                     for o in range(0, lanes, LANES):

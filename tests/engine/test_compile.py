@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 from trainings import OPTIMIZERS, all_of, batch, classifier, ten_steps, training, whole_numbers
+from whole_networks import Residual
 
 import tinynet
 from tinynet import functional as F
@@ -15,17 +16,6 @@ from tinynet import nn, optim
 from tinynet.nn import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
 
 # --- networks: every kind of unit, at sizes that no tile divides --------------------------------------------
-
-
-class Residual(Module):
-    """relu(x + conv(relu(conv(x))))"""
-
-    def __init__(self, channels: int, layout: str = "NCHW"):
-        self.first = Conv2d(channels, channels, 3, padding=1, layout=layout)
-        self.second = Conv2d(channels, channels, 3, padding=1, layout=layout)
-
-    def forward(self, x):
-        return F.relu(self.second(F.relu(self.first(x))) + x)
 
 
 class Twice(Module):
@@ -145,73 +135,6 @@ def test_real_numbers_are_as_near_to_the_truth_as_the_engine_s(name):
         scale = np.abs(want).max()
         allowed = 4 * np.abs(eager[key] - want).max() + 8 * 2.0**-24 * scale
         assert np.abs(got[key] - want).max() <= allowed, key
-
-
-WIDE = {
-    "pooled": (lambda: Sequential(Conv2d(3, 16, 3), ReLU(), Conv2d(16, 24, 3), ReLU(), MaxPool2d(2)), (3, 17, 15)),
-    "padded": (lambda: Sequential(Conv2d(16, 17, 3, padding=1), ReLU(), Conv2d(17, 32, 3, padding=1), ReLU(), MaxPool2d(2)), (16, 12, 13)),
-    "residual": (lambda: Sequential(Conv2d(3, 16, 3, padding=1), ReLU(), Residual(16), Residual(16)), (3, 8, 9)),
-    "NHWC": (lambda: Sequential(Conv2d(16, 20, 3, padding=1, layout="NHWC"), ReLU(), Conv2d(20, 16, 3, layout="NHWC"), Flatten()), (9, 16, 16)),
-}
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("name", WIDE)
-def test_winograd_is_right_as_a_whole(name, count, monkeypatch):
-    """Tiles of 4 x 4 lose up to 4 bits (tiles_winograd.py) to a direct sum, each layer: so 16 times the engine's own error."""
-    monkeypatch.setitem(NETWORKS, name, WIDE[name])
-    rng = np.random.default_rng(len(name))
-    model, x = made(name, rng, whole=False), images(name, count, rng, whole=False)
-
-    def dy_of(dtype):
-        return lambda shape: np.random.default_rng(3).standard_normal(shape).astype(dtype)
-
-    fast = tinynet.compile(model, math="winograd")
-    eager = all_of(model, model, x, dy_of(np.float32))
-    all_of(model, fast, x, dy_of(np.float32))
-    got = all_of(model, fast, x, dy_of(np.float32))
-    assert "Winograd" in fast.explain()
-    for p in model.parameters():
-        p.data = p.data.astype(np.float64)
-    truth = all_of(model, model, x.astype(np.float64), dy_of(np.float64))
-    for key, want in truth.items():
-        error, own = (np.linalg.norm((a[key] - want).ravel()) for a in (got, eager))
-        assert error <= 16 * own + 16 * 2.0**-24 * np.linalg.norm(want.ravel()), (key, error, own)
-
-
-@pytest.mark.parametrize("count", [1, 3, 9])
-@pytest.mark.parametrize("size, relu, bias", [((8, 8), True, True), ((10, 14), True, True), ((10, 13), False, True), ((8, 12), True, False)])
-def test_winograd_s_gradient_of_a_pooled_first_layer(size, relu, bias, count, monkeypatch):
-    """Whose images need no gradient: then nobody reads what lies before pooling, and it is made on the way. Bounds as above; and no bit
-    depends on how many threads there are."""
-    from tinynet.kernels.cpu import threads
-
-    rng = np.random.default_rng(count)
-    tinynet.manual_seed(2)
-    layers = Conv2d(3, 17, 3, padding=1, bias=bias), *([ReLU()] if relu else []), MaxPool2d(2), Conv2d(17, 20, 3, padding=1), ReLU(), Flatten()
-    model, x = Sequential(*layers), rng.standard_normal((count, 3, *size)).astype(np.float32)
-
-    def gradients(call, dtype=np.float32) -> dict:
-        for p in model.parameters():
-            p.grad = None
-        y = call(tinynet.Tensor(x.astype(dtype)))
-        y.backward(np.random.default_rng(3).standard_normal(y.shape).astype(dtype))
-        return {name: p.grad for name, p in model.named_parameters()}
-
-    eager, found = gradients(model), []
-    for slots in (1, 2, 4):
-        monkeypatch.setattr(threads, "count", lambda slots=slots: slots)
-        fast = tinynet.compile(model, math="winograd")
-        gradients(fast)
-        found.append(gradients(fast))  # in memory that holds another call's sums
-        assert "gradients to the winners and of the weights, Winograd" in fast.explain()
-    for p in model.parameters():
-        p.data = p.data.astype(np.float64)
-    for name, want in gradients(model, np.float64).items():
-        error, own = (np.linalg.norm((a[name] - want).ravel()) for a in (found[0], eager))
-        assert error <= 16 * own + 16 * 2.0**-24 * np.linalg.norm(want.ravel()), (name, error, own)
-        for other in found[1:]:
-            np.testing.assert_array_equal(found[0][name], other[name], err_msg=name)
 
 
 def test_float64_is_compiled_too():

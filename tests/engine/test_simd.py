@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -440,14 +441,14 @@ def fetches(rows, count, written, T):
 
 
 @pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("rows, count, lines", [(1, 1, 1), (2, 1, 2), (2, 40, 2 * 4)])
-def test_lines_are_asked_for_and_nothing_is_read(rows, count, lines, T, rng):
-    x = rng.standard_normal(64).astype(T)
-    count = count * 4 // x.itemsize  # 40 float32 are 160 bytes: three lines, or four if they do not begin with one
-    for written in (0, 1):
-        assert play(fetches, (rows, max(count, 1), written, T), np.zeros(1, T), x)[0] == x[1]
-        text = compiler.kernel_text(fetches(rows, max(count, 1), written, T))
-        assert text.count("call void @llvm.prefetch") == lines == rows * (-(-max(count, 1) * x.itemsize // LINE) + (count > 1))
+@pytest.mark.parametrize("written", [0, 1])
+@pytest.mark.parametrize("rows, size, lines", [(1, 0, 1), (2, 0, 2), (2, 5 * LINE // 2, 2 * 4)])
+def test_lines_are_asked_for_and_nothing_is_read(rows, size, lines, written, T, rng):
+    """Two lines and a half are four, if they begin within one."""
+    x, constants = rng.standard_normal(64).astype(T), (rows, max(1, size // np.dtype(T).itemsize), written, T)
+    assert play(fetches, constants, np.zeros(1, T), x)[0] == x[1]
+    asked = re.findall(r"call void @llvm\.prefetch.*i32 (\d), i32 (\d), i32 1\)", compiler.kernel_text(fetches(*constants)))
+    assert asked == [(str(written), str(2 + written))] * lines
 
 
 def shares_and_chunks(T):

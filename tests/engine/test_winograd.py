@@ -312,7 +312,7 @@ class Pooled:
         numbers = dict(
             **self.tiles.numbers, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), gy=dy.strides[1] // item, gx=dy.strides[2] // item, dy=(address_of(dy), 0, dy.strides[0]),
             work=(address_of(work), self.tiles.work * item), **chunk_sums(address_of(sums), size * item, self.images, self.chunks), sums_pitch=self.pitch,
-            winner=(address_of(self.winner), 0, self.winner.strides[0]), winner_y=self.winner.strides[1] // item, winner_x=self.winner.strides[2] // item, bias=address_of(bias), bias_chunk=self.lanes * item,
+            winner=(address_of(self.winner), 0, self.winner.strides[0]), winner_y=self.winner.strides[1] // item, winner_x=self.winner.strides[2] // item, reached=address_of(bias), reached_chunk=self.lanes * item,
         )  # fmt: skip
         program.run([named(compiled(tiles_winograd.winograd_dw, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], self.images, self.chunks, shares)
         return sums[:, self.used], bias

@@ -1,4 +1,5 @@
-"""What tests of compiled networks share: networks in whole numbers, played by the engine and compiled, and which kernels play them."""
+"""What tests of compiled networks share: a residual block, networks in whole numbers, played by the engine and compiled, and which
+kernels play them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,20 @@ import numpy as np
 from kernels_by_hand import assert_same, whole_numbers
 
 import tinynet
+from tinynet import functional as F
 from tinynet.kernels.cpu.program import made
+from tinynet.nn import Conv2d, Module
+
+
+class Residual(Module):
+    """relu(x + conv(relu(conv(x))))"""
+
+    def __init__(self, channels: int, layout: str = "NCHW"):
+        self.first = Conv2d(channels, channels, 3, padding=1, layout=layout)
+        self.second = Conv2d(channels, channels, 3, padding=1, layout=layout)
+
+    def forward(self, x):
+        return F.relu(self.second(F.relu(self.first(x))) + x)
 
 
 def results(model, function, x, dy) -> list[np.ndarray]:
