@@ -7,8 +7,8 @@
 The three products of a dense layer need no copy of a whole matrix: its weights are (out, in), so b[:, j] lie side by side in the
 forward pass x @ W^T, and b[t, :] in both gradients, dy @ W and dy^T @ x. Few rows are a matter of memory, which gemm and dots read
 once, in long runs; with many rows packing costs little beside what it spares. The three products of a layer of 4096 to 1024
-features reach 83, 75 and 82 % of the peak on 128 images and two cores of Zen 4, where `loops` reaches 46, 29 and 26 % (`tinynet bench
-kernels --networks tensorflow --batch-sizes 128 --only matmul`). The kernels are in product_kernels.py, their blocks in tiles.py.
+features reach 83, 80 and 83 % of the peak on 128 images and two cores of Zen 4, where `loops` reaches 48, 30 and 32 % (medians of three
+runs of `tinynet bench kernels --networks tensorflow --batch-sizes 128 --only matmul`). The kernels are in product_kernels.py, their blocks in tiles.py.
 """
 
 from __future__ import annotations

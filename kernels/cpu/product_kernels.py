@@ -74,8 +74,8 @@ def gemm_packed(R, V, W, T):
     would come from memory for every R rows. R rows of a are packed too, unless their terms lie side by side. The sums of the terms so
     far wait in `partial`, never in c, so tiles may be moved back over each other. (Goto and van de Geijn, ACM TOMS 34(3), 2008.)
 
-    Packing would wait for memory, and so would a step of SGD: so what is packed next is fetched while the multiply-adds run, two lines
-    every PIECE terms (asked for in the innermost loop, they cost the sums their registers), and a tile of weights before its first term.
+    Packing would wait for memory, and so would writing c: so what is packed next is fetched while the multiply-adds run, two lines every
+    PIECE terms (asked for in the innermost loop, they cost the sums their registers), and a tile of c before the last of its terms.
 
     hyper: c is a matrix of weights, of which the sum is the gradient, and a step of SGD is taken at once: see layers.sgd, of
     which this is the one without momentum.
@@ -130,7 +130,7 @@ def gemm_packed(R, V, W, T):
                         acc, at = zeros(c, N, W), i * c_row + o
                         if first > 0:
                             acc = loads(panels, kept_at, R, LANES, 1, 0, V, W)
-                        if hyper != 0 and deep:
+                        if deep and first + depth >= terms:
                             fetch(c, at, R, c_row, LANES, 1)
                         for begun in range(0, depth, PIECE):
                             if deep:
