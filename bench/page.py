@@ -118,18 +118,19 @@ def _programs(result: dict) -> Iterator[str]:
     reads = ", ".join(f"{float(mib):g} MiB at {rate:.0f} GB/s" for mib, rate in result["bandwidth_gb_s"].items())
     chosen = [f"--{option} {','.join(dict.fromkeys(str(program[key]) for program in result['programs']))}" for option, key in (("networks", "network"), ("batch-sizes", "images"), ("runs", "run"), ("maths", "math"))]
     yield from (f"`tinynet bench kernels --compiled {' '.join(chosen)}`. {_where(result)}. At most {result['peak_gflops']:.0f} GFLOP/s on {result['threads']} threads, measured; reading {reads}.", "")
-    yield from ("Each step is timed by itself. Its share is of what bounds it, the peak or the memory that it fits into; * has fewer multiplications than the definition, which are counted.", "")
+    yield "In place: what the step takes in the program, where its neighbours have their part of caches and memory. By itself: alone, again and again; "
+    yield from ("what it reaches then is of what bounds it, the peak or the memory that it fits into. * has fewer multiplications than the definition, which are counted.", "")
     for program in result["programs"]:
         name = f"{program['network']}, {program['images']} image{'s' if program['images'] > 1 else ''}, {program['run']}, {program['math']}"
         if program["seconds"] is None:
             yield from (f"### {name}: wrong: {'; '.join(program['wrong'])}", "")
             continue
-        yield from (f"### {name}: {seconds(program['seconds'])}", "")
+        yield from (f"### {name}: {seconds(program['seconds'])}, {program['waited'] / program['stamped']:.0%} of it waiting", "")
         rows = []
         for step in program["steps"]:
             rate = "" if step["gflops"] is None else f"{step['gflops']:,.0f}{'*' if step['fewer_operations'] else ''}"
-            rows.append([f"{step['step']}, {step['on']}: {step['kernel']}", seconds(step["seconds"]), f"{step['share_of_time']:.0%}", rate, f"{step['share_of_bound']:.0%} of {step['bound']}"])
-        yield from _table(["step", "time", "of all", "GFLOP/s", "reaches"], rows)
+            rows.append([f"{step['step']}, {step['on']}: {step['kernel']}", f"{step['share_of_time']:.0%}", seconds(step["in_place"]), seconds(step["seconds"]), rate, f"{step['share_of_bound']:.0%} of {step['bound']}"])
+        yield from _table(["step", "of all", "in place", "by itself", "GFLOP/s", "reaches"], rows)
 
 
 # --- cliffs -------------------------------------------------------------------------------------------------------------

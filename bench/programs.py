@@ -1,4 +1,4 @@
-"""The kernels of compiled programs: every step of a network's program by itself, beside what the machine can do.
+"""The kernels of compiled programs: every step of a network's program in its place, and by itself beside what the machine can do.
 
 `tinynet bench kernels` shows the contract's kernels; here are those that only programs have: convolution with bias, ReLU
 and pooling in one, Winograd's, softmax with cross-entropy, updates of optimisers, packing. A program as a whole is
@@ -8,7 +8,7 @@ held against float64 (truth.py) before its steps are timed; kernels/cpu/profile.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -28,7 +28,7 @@ OPTIMIZERS: dict[str, Callable] = {
     "adam": lambda parameters: tinynet.optim.Adam(parameters, RATE),
     "adamw": lambda parameters: tinynet.optim.AdamW(parameters, RATE, weight_decay=DECAY),
 }
-SCHEMA = "tinynet.bench.programs/1"
+SCHEMA = "tinynet.bench.programs/2"
 RUNS = ("forward", *OPTIMIZERS)  # what a program does: a forward pass, or a whole training step with one of these
 
 
@@ -114,15 +114,16 @@ def as_data(table: Table, roof: Roofline) -> dict:
     """Plain data, for --json."""
     found = {"network": table.network, "images": table.images, "run": table.run, "math": table.math, "wrong": table.wrong}
     if table.profile is None:
-        return {**found, "seconds": None, "sum_of_steps": None, "steps": []}
-    steps = []
-    for step in table.profile.steps:
+        return {**found, "seconds": None, "stamped": None, "waited": None, "sum_of_steps": None, "phases": [], "steps": []}
+    profile, steps = table.profile, []
+    for step in profile.steps:
         bound = limit(step, roof)
         steps.append(
             {
-                "step": step.name, "kernel": step.kernel, "on": step.on, "program": step.program, "phase": step.phase, "seconds": step.seconds, "low": step.low, "high": step.high,
-                "share_of_time": step.seconds / table.profile.sum, "operations": step.operations, "gflops": step.gflops, "bytes": step.moved, "gb_s": step.gb_s,
+                "step": step.name, "kernel": step.kernel, "on": step.on, "program": step.program, "phase": step.phase, "in_place": step.in_place, "seconds": step.seconds, "low": step.low, "high": step.high,
+                "share_of_time": step.in_place / profile.stamped, "operations": step.operations, "gflops": step.gflops, "bytes": step.moved, "gb_s": step.gb_s,
                 "bound": bound.by, "share_of_bound": bound.share, "fewer_operations": step.fewer,
             }
         )  # fmt: skip
-    return {**found, "seconds": table.profile.seconds, "sum_of_steps": table.profile.sum, "steps": steps}
+    phases = [asdict(phase) for phase in profile.phases]
+    return {**found, "seconds": profile.seconds, "stamped": profile.stamped, "waited": profile.waited, "sum_of_steps": profile.sum, "phases": phases, "steps": steps}

@@ -78,10 +78,10 @@ def steps(program: Program, roof: Roofline):
     from rich.table import Table
 
     profile = program.profile
-    view = Table(title=f"{program.title}: the whole {seconds(profile.seconds)}, {len(profile.steps)} steps by themselves {seconds(profile.sum)}")
+    view = Table(title=f"{program.title}: the whole {seconds(profile.seconds)}, {profile.waited / profile.stamped:.0%} of it waiting; {len(profile.steps)} steps by themselves {seconds(profile.sum)}")
     for column in ("step", "on", "kernel"):
         view.add_column(column)
-    for column in ("share", "time", "GFLOP/s", "GB/s", "reaches"):
+    for column in ("share", "in place", "by itself", "GFLOP/s", "GB/s", "reaches"):
         view.add_column(column, justify="right", no_wrap=True)
     for step in profile.steps:
         bound = limit(step, roof)
@@ -89,7 +89,7 @@ def steps(program: Program, roof: Roofline):
         if step.fewer:
             limited += " *"
         rate = "" if step.gflops is None else f"{step.gflops:,.1f}"
-        view.add_row(step.name, step.on, step.kernel, f"{step.seconds / profile.sum:.1%}", seconds(step.seconds), rate, f"{step.gb_s:,.1f}", "[red]IMPOSSIBLE[/]" if bound.impossible else limited)
+        view.add_row(step.name, step.on, step.kernel, f"{step.in_place / profile.stamped:.1%}", seconds(step.in_place), seconds(step.seconds), rate, f"{step.gb_s:,.1f}", "[red]IMPOSSIBLE[/]" if bound.impossible else limited)
     return view
 
 

@@ -124,9 +124,9 @@ class Compiled:
         return "\n\n".join(parts)
 
     def profile(self, *args, rounds: int = 7, **kwargs):
-        """Times every step of the programs that a call with these arguments plays, by itself, and each program as a whole: print
-        it, or read its `steps` (kernels/cpu/profile.py says what is measured). Parameters, gradients and the optimiser's state
-        stay as they are.
+        """Times every step of the programs that a call with these arguments plays, in its place and by itself, and each program as a
+        whole: print it, or read its `steps` and `phases` (kernels/cpu/profile.py says what is measured). Parameters, gradients and the
+        optimiser's state stay as they are.
 
         Raises ValueError if such a call was not captured yet, or runs op by op.
         """

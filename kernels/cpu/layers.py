@@ -45,7 +45,11 @@ ROWS = fields("count x x_slot x_image y y_slot y_image dy dy_slot dy_image dx dx
 
 UPDATE = fields("count w g first second hyper fault")
 
-# --- the kernels, in layers_kernels.py and loss_kernels.py --------------------------------------------------
+# --- between the steps, where a program is profiled ------------------------------------------------------------------------
+
+STAMP = fields("stamps stamps_slot step")
+
+# --- the kernels, in layers_kernels.py, loss_kernels.py and clock_kernels.py --------------------------------------------------
 
 (
     bring, turn, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, row_sums,
@@ -59,3 +63,4 @@ UPDATE = fields("count w g first second hyper fault")
     "loss_kernels",
     "softmax softmax_back log_softmax log_softmax_back log log_back nll_loss cross_entropy total sgd momentum adam",
 )  # fmt: skip
+(stamp,) = kernels_in("clock_kernels", "stamp")

@@ -1,50 +1,42 @@
-"""Where the time of a compiled network goes: every step of its program by itself, beside the whole.
+"""Where the time of a compiled network goes: every step of its program in its place, and by itself, beside the whole.
 
-A step is played as a program of its own, on the memory that a run of the whole program has filled, with the same
-kernels, images, chunks and shares; several times in a row where it is short, so that no start is counted. It leaves
-sums and weights behind that a run would not, so all this happens in an arena of its own, on copies of the weights.
+In its place: the program is played with a stamp (clock_kernels.py) between any two steps, which adds up how long each thread
+was at each. That is what a step costs in this program: its neighbours have taken their part of the caches, and memory is busy
+with what other threads do. What is left of a phase's time its threads have waited: to be woken, and at its end for the last one.
 
-What is the same by itself and what is not: a step that shares a phase with others waits for all threads at its end
-here, and there only the last one does; and it finds its own numbers in the cache, where there its neighbour's may be.
-So the sum of the steps is not quite the time of the whole, and both are shown.
+By itself: the step is a program of its own, on the memory that a run of the whole has filled, with the same kernels, images,
+chunks and shares; several times in a row where it is short, so that no start is counted. That is what a kernel's author
+can hold against the machine's peak (costs.py). A step that takes much longer in its place waits for memory there.
 
-Beside its time a step has operations, floating-point ones that the definition asks for (an addition and a
-multiplication each count, as do exp, log, division and comparison; copies have none), and bytes: each array that it
-reads or writes once a call, twice if it is updated. A call is one image, or all of them where the step runs once.
-Halos, empty lanes and scratch memory don't count, nor do a convolution's terms that lie in its padding.
+Steps by themselves leave sums and weights behind that a run would not, so all this happens in an arena of its own, on copies of the
+weights.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
 from statistics import median
 
 import numpy as np
 
-from tinynet.kernels.cpu import layers, tiles, tiles_winograd
-from tinynet.kernels.cpu.memory import Arena, At, Buffer, Outside
-from tinynet.kernels.cpu.program import made, play
+from tinynet.kernels.cpu import layers
+from tinynet.kernels.cpu.costs import FEWER, parts
+from tinynet.kernels.cpu.memory import Arena, At, Outside
+from tinynet.kernels.cpu.network_planner import Step
+from tinynet.kernels.cpu.program import compiled, play
+from tinynet.kernels.cpu.target import LINE
 
-PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_batch, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots, layers.depthwise, layers.depthwise_dw)
-FEWER = (tiles_winograd.winograd, tiles_winograd.winograd_dx, tiles_winograd.winograd_dw)  # compute what the definition asks for with fewer operations than it does
-AS_PLANNED = (*PRODUCTS, *FEWER, layers.pool, layers.pool_back, layers.spread, layers.channel_sums, layers.combine)  # Step.flops are their operations
-EACH = {
-    layers.softmax: 5, layers.softmax_back: 4, layers.log_softmax: 6, layers.log_softmax_back: 4, layers.log: 1, layers.log_back: 1, layers.cross_entropy: 6,
-    layers.total: 1, layers.sgd: 2, layers.momentum: 4, layers.adam: 14,
-}  # fmt: skip  # operations for each of `count` numbers, without weight decay
-UPDATED = {"sums", "reached", "w", "first", "second"}  # names in a row of what is read and written, where the kernel does not only read it
-UPDATES = (tiles.conv_dw, tiles.dense_back, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
-APART = {"work", "panel", "taps", "places", "hyper", "fault", "scale"}  # scratch memory, and a few numbers that all kernels share
-SHORT, MOST = 200e-6, 64  # a step is played often enough in a row to take that many seconds, at most so often
+SHORT, MOST = 200e-6, 64  # a step by itself is played often enough in a row to take that many seconds, at most so often
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """One step. seconds: of one run, the median of all rounds; low, high: of a round. operations: None where there is nothing to
-    count; fewer: the kernel does with fewer. touched: bytes that are in use at once, which says what cache they fit."""
+    """One step. seconds: of one run by itself, the median of all rounds; low, high: of a round. in_place: of one run in the program, of all
+    threads that play it together, divided by their number. operations: None where there is nothing to count; fewer: the kernel does with
+    fewer. moved: bytes; touched: those in use at once, which says what cache they fit."""
 
     name: str
     kernel: str
@@ -54,6 +46,7 @@ class StepTime:
     seconds: float
     low: float
     high: float
+    in_place: float
     operations: float | None
     fewer: bool
     moved: int
@@ -69,135 +62,123 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class PhaseTime:
+    """One phase in its place, from the end of the one before to its own. waited: what its threads were at no step, of the mean thread."""
+
+    program: str
+    phase: int
+    seconds: float
+    waited: float
+
+
+@dataclass(frozen=True)
 class Profile:
-    """steps: in the order in which they run. seconds: of the whole, forward and backward together."""
+    """steps, phases: in the order in which they run. seconds: of the whole without a stamp, forward and backward together."""
 
     images: int
     threads: int
     steps: list[StepTime]
+    phases: list[PhaseTime]
     seconds: float
 
     @property
     def sum(self) -> float:
         return sum(step.seconds for step in self.steps)
 
+    @property
+    def waited(self) -> float:
+        return sum(phase.waited for phase in self.phases)
+
+    @property
+    def stamped(self) -> float:
+        """The whole with its stamps: what the steps in their places and what was waited add up to."""
+        return sum(phase.seconds for phase in self.phases)
+
     def __str__(self) -> str:
-        lines = [f"{self.images} images on {self.threads} threads: {len(self.steps)} steps, each by itself, {self.sum * 1e6:,.1f} us together; the whole {self.seconds * 1e6:,.1f} us"]
-        lines.append(f"{'share':>6} {'us':>10} {'GFLOP/s':>9} {'GB/s':>8}  step, on, kernel")
+        lines = [
+            f"{self.images} images on {self.threads} threads: {self.seconds * 1e6:,.1f} us. {len(self.steps)} steps: in their places {(self.stamped - self.waited) * 1e6:,.1f} us, "
+            f"and {self.waited * 1e6:,.1f} us of waiting; each by itself, {self.sum * 1e6:,.1f} us together"
+        ]
+        lines.append(f"{'share':>6} {'in place':>10} {'by itself':>10} {'GFLOP/s':>9} {'GB/s':>8}  step, on, kernel; the rates are those of the step by itself, all times in us")
         for step in self.steps:
             rate = "" if step.gflops is None else f"{step.gflops:,.1f}"
             where = "" if step.program == "program" else f"{step.program}: "
-            lines.append(f"{step.seconds / self.sum:6.1%} {step.seconds * 1e6:10,.1f} {rate:>9} {step.gb_s:8,.1f}  {where}{step.name}, {step.on}, {step.kernel}")
+            lines.append(f"{step.in_place / self.stamped:6.1%} {step.in_place * 1e6:10,.1f} {step.seconds * 1e6:10,.1f} {rate:>9} {step.gb_s:8,.1f}  {where}{step.name}, {step.on}, {step.kernel}")
         return "\n".join(lines)
 
     def joined(self, others: list[Profile]) -> Profile:
         """With the profiles of programs that play after this one."""
         if not others:
             return self
-        steps = [replace(step, program=f"program {n}, {step.program}".removesuffix(", program")) for n, profile in enumerate([self, *others]) for step in profile.steps]
-        return Profile(self.images, self.threads, steps, self.seconds + sum(other.seconds for other in others))
+
+        def numbered(found: Callable[[Profile], list]) -> list:
+            return [replace(each, program=f"program {n}, {each.program}".removesuffix(", program")) for n, profile in enumerate([self, *others]) for each in found(profile)]
+
+        return Profile(self.images, self.threads, numbered(lambda p: p.steps), numbered(lambda p: p.phases), self.seconds + sum(other.seconds for other in others))
 
 
-@dataclass
-class _Array:
-    """An array that a step reads or writes. an_image, shared: bytes of it for each image, and those that are all images'."""
-
-    an_image: int
-    shared: int
-    copies: int  # of the shared bytes, one a chunk
-    in_slots: bool  # there is one image of it for each thread, not one for each image
-    updated: bool = False
+# --- in their places --------------------------------------------------------------------------------------
 
 
-class Part:
-    """A step in its place in a program: what it is, and what it costs."""
+class Stamped:
+    """The programs of a network with a stamp before the first step of each phase and after every step."""
 
-    def __init__(self, network, program: str, phase: int, step, schedule: tuple[int, int, int]):
-        self.network, self.program, self.phase, self.step = network, program, phase, step
-        self.calls, self.chunks, self.shares = self.schedule = schedule  # calls: images, or 1 for all of them
-        self.rows = step.build()
-        self.made = [made[address] for address, _, _ in self.rows]
-        self.kinds = [factory for factory, _ in self.made]
-        self.arrays = self._arrays()
+    def __init__(self, network, arena: Arena):
+        self.network = network
+        phases = [phase for program in network.phases for phase in program]
+        longest = max(len(steps) for steps, *_ in phases)
+        # a phase, a thread: when it was at its last stamp, then the ticks of each step; no two threads write the same line
+        self.stamps = np.zeros((1 + len(phases), network.slots, 1 + longest + LINE // 8), np.int64)
+        self.threads = [min(network.slots, chunks * shares) for _, _, chunks, shares in phases]
+        self.steps = [len(steps) for steps, *_ in phases]
+        arena.bind("stamps", self.stamps)
+        self.start = arena.add(network.program([([self._stamp(0, 0)], 1, 1, 1)]))
+        numbers = iter(range(1, 1 + len(phases)))
+        self.addresses = [arena.add(network.program([self._with_stamps(next(numbers), *phase) for phase in program])) for program in network.phases]
 
-    def alone(self, times: int):
-        """A program of this step, so many times."""
-        return self.network.program([([self.step], *self.schedule)] * times)
+    def _stamp(self, phase: int, step: int) -> Step:
+        at = At(Outside("stamps"), phase * self.stamps.strides[0] // self.network.item, alone=True)
+        numbers = dict(stamps=at, stamps_slot=self.stamps.strides[1], step=step)
+        return Step("stamp", lambda: [(compiled(layers.stamp), layers.STAMP, numbers)], [])
 
-    @property
-    def kernel(self) -> str:
-        """The kernels as tiles.py or layers.py makes them."""
-        words = [f"{factory.name}({', '.join(c.__name__ if isinstance(c, type) else str(c) for c in constants)})" for factory, constants in self.made]
-        return ", ".join(word + (f" x {words.count(word)}" if words.count(word) > 1 else "") for word in dict.fromkeys(words))
+    def _with_stamps(self, phase: int, steps: list[Step], *schedule: int):
+        return [self._stamp(phase, 0), *(each for n, step in enumerate(steps) for each in (step, self._stamp(phase, n + 1)))], *schedule
 
-    @property
-    def on(self) -> str:
-        """What it works on, in short: a matrix product's rows x terms x columns, else its images, or how many numbers."""
-        _, _, numbers = self.rows[0]
-        if self.kinds[0] in (tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots):
-            return f"{numbers['rows']} x {numbers['terms']} x {numbers['columns']}"
-        sizes = [f"{b.channels}x{b.rows}x{b.columns}" if b.rows * b.columns > 1 else str(b.channels) for b in self.step.touches]
-        if sizes:
-            return " and ".join(dict.fromkeys(sizes))
-        return str(max((a.an_image + a.shared) // self.network.item for a in self.arrays))
-
-    @property
-    def operations(self) -> float | None:
-        kind, numbers = self.kinds[0], self.rows[0][2]
-        if kind in AS_PLANNED:
-            return self.step.flops * self.calls
-        if kind in EACH:
-            return EACH[kind] * numbers["count"] * self.calls
-        if kind is layers.row_sums:
-            return numbers["count"] * (numbers["images"] - 1)
-        if kind is tiles.gather:
-            return numbers["units"] * numbers["high"] * numbers["wide"] * numbers["vectors"] * (numbers["chunks"] - 1)
-        return None
-
-    @property
-    def moved(self) -> int:
-        return sum((a.an_image * self.network.images + a.shared * self.calls) * (2 if a.updated else 1) for a in self.arrays)
-
-    @property
-    def touched(self) -> int:
-        at_once = min(self.network.slots, self.chunks * self.shares)
-        return sum(a.an_image * (at_once if a.in_slots else self.network.images) + a.shared * min(a.copies, at_once) for a in self.arrays)
-
-    def _arrays(self) -> list[_Array]:
-        found: dict = {}
-        for kind, (_, _, numbers) in zip(self.kinds, self.rows):
-            for name, value in numbers.items():
-                at, *steps = value if isinstance(value, tuple) else (value,)
-                if not isinstance(at, At) or name in APART or name == "first" and kind is layers.sgd or name == "second" and kind is not layers.adam:
-                    continue
-                array = found.setdefault(at.memory.key if isinstance(at.memory, Outside) else id(at.memory), self._array(at.memory, steps[-1] if steps else 0))
-                array.updated |= kind in UPDATES and name in UPDATED or kind is tiles.gemm_packed and name == "c" and "hyper" in numbers
-        return list(found.values())
-
-    def _array(self, memory, an_image: int) -> _Array:
-        """an_image: bytes, if the row itself says so."""
-        if isinstance(memory, Outside):
-            value = memory.key[1] if isinstance(memory.key, tuple) else memory.key
-            return _Array(memory.image, 0 if memory.image else self.network.graph.bytes(value), 1, False)
-        size = memory.count * self.network.item
-        if isinstance(memory, Buffer):
-            return _Array(memory.channels * memory.rows * memory.columns * self.network.item, 0, 1, memory.image == 0)
-        if an_image:
-            return _Array(an_image, 0, 1, False)
-        sums = memory.size() * self.network.item * (memory.copies if self.step.once else 1)
-        return _Array(0, sums or size, 1 if self.step.once else memory.copies, False)
+    def play(self) -> tuple[float, list[float], list[tuple[float, float]]]:
+        """Plays all once. In ticks: of the whole; of each step; of each phase, and what was waited in it."""
+        self.stamps[...] = 0
+        play(self.start, 1)
+        for address in self.addresses:
+            play(address, self.network.slots)
+        ends = self.stamps[:, :, 0].max(axis=1)
+        steps, phases = [], []
+        for phase, (count, threads) in enumerate(zip(self.steps, self.threads), 1):
+            busy = self.stamps[phase, :, 1 : 1 + count].sum(axis=0) / threads
+            seconds = float(ends[phase] - ends[phase - 1])
+            steps += busy.tolist()
+            phases.append((seconds, seconds - float(busy.sum())))
+        return float(ends[-1] - ends[0]), steps, phases
 
 
-def parts(network) -> Iterator[Part]:
-    names = ("forward", "backward") if network.seeds else ("program",)
-    for name, program in zip(names, network.phases):
-        for phase, (steps, *schedule) in enumerate(program):
-            for step in steps:
-                yield Part(network, name, phase, step, tuple(schedule))
+def _middle(plays: list[tuple[float, list, list]]) -> tuple[np.ndarray, np.ndarray]:
+    """The steps and the phases of the plays of which a quarter took less time, and a quarter more: their mean, as all of them add up."""
+    quarter = len(plays) // 4
+    middle = sorted(plays, key=lambda play: play[0])[quarter : len(plays) - quarter]
+    return np.mean([steps for _, steps, _ in middle], axis=0), np.mean([phases for _, _, phases in middle], axis=0)
+
+
+def _per_tick(stamped: Stamped, began: tuple[float, int]) -> float:
+    """Seconds a tick: by the system's clock, since a moment at which both were read."""
+    play(stamped.start, 1)
+    ticks = int(stamped.stamps[0, 0, 0]) - began[1]
+    if ticks <= 0:
+        raise RuntimeError("profile: this processor's counter of time does not count, so steps can't be timed in their places")
+    return (time.perf_counter() - began[0]) / ticks
 
 
 def profile(network, arena: Arena, changed: list, rounds: int = 7, block_s: float = 0.01) -> Profile:
-    """Times all steps in turns, each for about `block_s` in every round, and in every round first, five times as long, the whole.
+    """Times all steps in turns, each by itself for about `block_s` in every round, and in every round first, five times as long each, the
+    whole, and the whole with its stamps.
 
     arena: of nobody else, with everything bound. changed: keys of what a run changes outside of it: that runs on copies here.
     """
@@ -214,15 +195,16 @@ def profile(network, arena: Arena, changed: list, rounds: int = 7, block_s: floa
         for address in programs:
             play(address, network.slots)
 
-    def block(call: Callable[[], None], seconds: float, before: Callable[[], None] = lambda: None) -> float:
-        samples: list[float] = []
+    def block(call: Callable[[], object], seconds: float, before: Callable[[], None] = lambda: None) -> tuple[float, list]:
+        """The median time of a call, and what the calls found."""
+        samples, results = [], []
         end = time.perf_counter() + seconds
         while not samples or time.perf_counter() < end:
             before()
             began = time.perf_counter()
-            call()
+            results.append(call())
             samples.append(time.perf_counter() - began)
-        return median(samples)
+        return median(samples), results
 
     restore()
     whole()
@@ -234,20 +216,29 @@ def profile(network, arena: Arena, changed: list, rounds: int = 7, block_s: floa
         play(once, network.slots)
         times = max(1, min(MOST, int(SHORT / (time.perf_counter() - began))))
         calls.append((arena.add(part.alone(times)), times))
+    stamped = Stamped(network, arena)
+    play(stamped.start, 1)
+    began = time.perf_counter(), int(stamped.stamps[0, 0, 0])
     wholes: list[float] = []
+    plays: list[tuple] = []
     order = Random(0)
     for _ in range(rounds):
-        wholes.append(block(whole, 5 * block_s, restore))
+        wholes.append(block(whole, 5 * block_s, restore)[0])
+        plays += block(stamped.play, 5 * block_s, restore)[1]
         for i in order.sample(range(len(found)), len(found)):
             restore()
             address, times = calls[i]
             play(address, network.slots)
-            found[i][1].append(block(lambda: play(address, network.slots), block_s) / times)
+            found[i][1].append(block(lambda: play(address, network.slots), block_s)[0] / times)
+    a_tick = _per_tick(stamped, began)
+    in_place, in_phases = (a_tick * ticks for ticks in _middle(plays))
     steps = [
         StepTime(
-            part.step.what, part.kernel, part.on, part.program, part.phase, median(taken), min(taken), max(taken),
+            part.step.what, part.kernel, part.on, part.program, part.phase, median(taken), min(taken), max(taken), float(seconds),
             part.operations, part.kinds[0] in FEWER, part.moved, part.touched,
         )
-        for part, taken in found
+        for (part, taken), seconds in zip(found, in_place)
     ]  # fmt: skip
-    return Profile(network.images, network.slots, steps, median(wholes))
+    names = [(part.program, part.phase) for part, _ in found]
+    phases = [PhaseTime(*name, float(seconds), float(waited)) for name, (seconds, waited) in zip(dict.fromkeys(names), in_phases)]
+    return Profile(network.images, network.slots, steps, phases, median(wholes))

@@ -39,12 +39,12 @@ def networks(sizes=(), busy=1.0):
 
 
 PROGRAMS = {
-    "schema": "tinynet.bench.programs/1", **HEAD, "peak_gflops": 100.0, "threads": 2, "bandwidth_gb_s": {"0.5": 90.0, "64": 10.0},
+    "schema": "tinynet.bench.programs/2", **HEAD, "peak_gflops": 100.0, "threads": 2, "bandwidth_gb_s": {"0.5": 90.0, "64": 10.0},
     "programs": [
-        {"network": "net", "images": 3, "run": "sgd", "math": "strict", "wrong": [], "seconds": 1e-3, "steps": [
-            {"step": "conv1", "on": "3x3", "kernel": "conv", "seconds": 5e-4, "share_of_time": 0.5, "gflops": 80.0, "fewer_operations": True, "share_of_bound": 0.8, "bound": "peak"},
-            {"step": "copy", "on": "9", "kernel": "copy", "seconds": 5e-4, "share_of_time": 0.5, "gflops": None, "fewer_operations": False, "share_of_bound": 0.25, "bound": "bandwidth"}]},
-        {"network": "net", "images": 3, "run": "adam", "math": "strict", "wrong": ["the loss errs"], "seconds": None, "steps": []},
+        {"network": "net", "images": 3, "run": "sgd", "math": "strict", "wrong": [], "seconds": 1e-3, "stamped": 1.2e-3, "waited": 3e-4, "steps": [
+            {"step": "conv1", "on": "3x3", "kernel": "conv", "in_place": 6e-4, "seconds": 5e-4, "share_of_time": 0.5, "gflops": 80.0, "fewer_operations": True, "share_of_bound": 0.8, "bound": "peak"},
+            {"step": "copy", "on": "9", "kernel": "copy", "in_place": 3e-4, "seconds": 1e-4, "share_of_time": 0.25, "gflops": None, "fewer_operations": False, "share_of_bound": 0.25, "bound": "bandwidth"}]},
+        {"network": "net", "images": 3, "run": "adam", "math": "strict", "wrong": ["the loss errs"], "seconds": None, "stamped": None, "waited": None, "steps": []},
     ],
 }  # fmt: skip
 SHAPE = {"rows": 4, "terms": 8, "columns": 2, "a": "plain", "b": "plain", "batch": 1}
@@ -80,7 +80,8 @@ def test_growth_is_in_images_a_second():
 
 def test_programs_say_what_each_step_reaches():
     rows, found = rows_of(page.page([PROGRAMS])), page.page([PROGRAMS])
-    assert ["conv1, 3x3: conv", "500 us", "50%", "80*", "80% of peak"] in rows and ["copy, 9: copy", "500 us", "50%", "", "25% of bandwidth"] in rows
+    assert ["conv1, 3x3: conv", "50%", "600 us", "500 us", "80*", "80% of peak"] in rows and ["copy, 9: copy", "25%", "300 us", "100 us", "", "25% of bandwidth"] in rows
+    assert "### net, 3 images, sgd, strict: 1 ms, 25% of it waiting" in found
     assert "### net, 3 images, adam, strict: wrong: the loss errs" in found and "At most 100 GFLOP/s on 2 threads" in found
     assert "`tinynet bench kernels --compiled --networks net --batch-sizes 3 --runs sgd,adam --maths strict`" in found
 

@@ -16,7 +16,7 @@ from tinynet.bench import programs, tables, truth
 from tinynet.bench.programs import MATHS, RUNS, as_data, limit, measure
 from tinynet.bench.roofline import Roofline
 from tinynet.bench.zoo import NETWORKS, initial_state
-from tinynet.kernels.cpu.profile import Profile, StepTime
+from tinynet.kernels.cpu.profile import PhaseTime, Profile, StepTime
 
 ROOF = Roofline(2, "float32", 1e12, {0.25: 8e11, 4.0: 2e11, 64.0: 1e10})
 
@@ -66,7 +66,7 @@ def test_what_is_wrong_is_not_timed(run, monkeypatch):
 
 
 def step(**changes) -> StepTime:
-    return StepTime(**{**dict(name="s", kernel="k", on="1", program="program", phase=0, seconds=1e-3, low=1e-3, high=1e-3, operations=5e8, fewer=False, moved=1000, touched=1000), **changes})
+    return StepTime(**{**dict(name="s", kernel="k", on="1", program="program", phase=0, seconds=1e-3, low=1e-3, high=1e-3, in_place=2e-3, operations=5e8, fewer=False, moved=1000, touched=1000), **changes})
 
 
 def test_the_roofline_says_what_bounds_a_step():
@@ -78,16 +78,18 @@ def test_the_roofline_says_what_bounds_a_step():
     assert limit(step(operations=None, moved=10**9), ROOF).impossible
 
 
-def test_shares_are_of_the_sum_and_a_star_marks_what_is_fewer():
-    profile = Profile(3, 2, [step(), step(name="t", seconds=3e-3, operations=1.2e10, fewer=True)], 3.5e-3)
+def test_shares_are_of_the_whole_in_its_place_and_a_star_marks_what_is_fewer():
+    profile = Profile(3, 2, [step(), step(name="t", phase=1, seconds=3e-3, operations=1.2e10, fewer=True)], [PhaseTime("program", 0, 3e-3, 1e-3), PhaseTime("program", 1, 5e-3, 3e-3)], 7.5e-3)
     table = programs.Table("keras", 3, "sgd", "winograd", [], profile)
     data = as_data(table, ROOF)
-    assert [s["share_of_time"] for s in data["steps"]] == pytest.approx([0.25, 0.75]) and data["sum_of_steps"] == pytest.approx(4e-3) and data["seconds"] == 3.5e-3
+    assert [s["share_of_time"] for s in data["steps"]] == pytest.approx([0.25, 0.25])
+    assert (data["seconds"], data["stamped"], data["waited"], data["sum_of_steps"]) == pytest.approx((7.5e-3, 8e-3, 4e-3, 4e-3))
+    assert data["phases"][1] == {"program": "program", "phase": 1, "seconds": 5e-3, "waited": 3e-3}
     console = Console(width=200, file=io.StringIO())
     console.print(tables.steps(table, ROOF))
     text = console.file.getvalue()
-    assert "keras, 3 images, training with sgd, winograd: the whole 3.5 ms, 2 steps by themselves 4 ms" in " ".join(text.split())
-    assert "50% of peak" in text and "400% of peak *" in text and "25.0%" in text
+    assert "keras, 3 images, training with sgd, winograd: the whole 7.5 ms, 50% of it waiting; 2 steps by themselves 4 ms" in " ".join(text.split())
+    assert "50% of peak" in text and "400% of peak *" in text and "25.0%" in text and "2 ms" in text
 
 
 def bench(*arguments):
@@ -101,6 +103,7 @@ def test_the_command_prints_programs_as_json():
     (program,) = result["programs"]
     assert (program["network"], program["images"], program["run"], program["math"], program["wrong"]) == ("keras", 2, "forward", "strict", [])
     assert program["seconds"] > 0 and program["sum_of_steps"] == pytest.approx(sum(s["seconds"] for s in program["steps"]))
+    assert program["stamped"] == pytest.approx(program["waited"] + sum(s["in_place"] for s in program["steps"]))
     assert all(s["share_of_bound"] > 0 and s["bound"] in ("peak", "bandwidth") for s in program["steps"])
 
 

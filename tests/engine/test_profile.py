@@ -7,7 +7,9 @@ import pytest
 
 import tinynet
 from tinynet import functional as F
-from tinynet.kernels.cpu.profile import parts
+from tinynet.kernels.cpu import profile
+from tinynet.kernels.cpu.costs import parts
+from tinynet.kernels.cpu.profile import Stamped
 from tinynet.kernels.cpu.program import play
 from tinynet.nn import Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential
 
@@ -58,7 +60,9 @@ def test_a_profile_changes_nothing_and_has_every_step(kind):
     plan = next(iter(step.plans.values()))
     planned = [s.what for program in plan.whole.network.phases for steps, *_ in program for s in steps]
     assert [s.name for s in profile.steps] == planned
-    assert all(s.seconds > 0 and s.low <= s.seconds <= s.high and s.moved > 0 and s.touched > 0 for s in profile.steps)
+    assert all(s.seconds > 0 and s.low <= s.seconds <= s.high and s.in_place > 0 and s.moved > 0 and s.touched > 0 for s in profile.steps)
+    assert [p.phase for p in profile.phases] == list(range(len(plan.whole.network.phases[0]))) and all(p.seconds > p.waited for p in profile.phases)
+    assert profile.stamped == pytest.approx(profile.waited + sum(s.in_place for s in profile.steps))
     assert profile.seconds > 0 and profile.sum == pytest.approx(sum(s.seconds for s in profile.steps))
     assert any(s.kernel == f"{kind}(float32)" for s in profile.steps)
     text = str(profile)
@@ -81,6 +85,67 @@ def test_the_steps_one_after_the_other_are_the_program():
     assert loss.item() == want
     for v, p in whole.trained:
         np.testing.assert_array_equal(network.gradient(arena, v), p.grad)
+
+
+def stamped(images: int):
+    """A training step's programs with stamps, its part, an arena in which all is bound; where the loss will be, and what it will be."""
+    model, (x, y) = classifier(), batch(images)
+    step = training(model, tinynet.optim.SGD(model.parameters(), 0.0))
+    step(x, y)
+    loss = step(x, y).item()
+    whole = next(iter(step.plans.values())).whole
+    arena = whole.network.arena()
+    whole._bind(arena, {0: x, 1: y})
+    whole._hyper(arena)
+    (found,) = whole._bind_results(arena).values()
+    return Stamped(whole.network, arena), whole, arena, found, loss
+
+
+@pytest.mark.parametrize("images", [1, 2, 9, 40])
+def test_stamps_change_nothing_and_every_step_has_one(images):
+    programs, whole, arena, found, loss = stamped(images)
+    ticks, steps, phases = programs.play()
+    assert found.item() == loss
+    for v, p in whole.trained:
+        np.testing.assert_array_equal(whole.network.gradient(arena, v), p.grad)
+    assert len(steps) == len(list(parts(whole.network))) and all(step > 0 for step in steps)
+    assert len(phases) == len(whole.network.phases[0]) and all(phase > waited for phase, waited in phases)
+    assert ticks == pytest.approx(sum(phase for phase, _ in phases)) == pytest.approx(sum(steps) + sum(waited for _, waited in phases))
+
+
+def test_a_step_in_its_place_is_the_time_of_its_threads_divided_by_their_number(monkeypatch):
+    programs, whole, *_ = stamped(9)
+    phases = whole.network.phases[0]
+    threads = [min(whole.network.slots, chunks * shares) for _, _, chunks, shares in phases]
+
+    def by_hand(address, slots):
+        """Of thread t each step takes 10 (t + 1) ticks, and each phase ends 100 later than the steps of its last thread."""
+        stamps, end = programs.stamps, 1000
+        if address == programs.start:
+            stamps[0, 0, 0] = end
+            return
+        for phase, ((steps, *_), count) in enumerate(zip(phases, threads), 1):
+            for thread in range(count):
+                stamps[phase, thread, 1 : 1 + len(steps)] = 10 * (thread + 1)
+                stamps[phase, thread, 0] = end + 100 + 10 * (thread + 1) * len(steps)
+            end += 100 + 10 * count * len(steps)
+
+    monkeypatch.setattr(profile, "play", by_hand)
+    ticks, in_place, in_phases = programs.play()
+    means = [10 * (1 + count) / 2 for count in threads]
+    assert in_place == [mean for mean, (steps, *_) in zip(means, phases) for _ in steps]
+    wholes = [100 + 10 * count * len(steps) for count, (steps, *_) in zip(threads, phases)]
+    assert ticks == sum(wholes) and in_phases == [(whole, whole - mean * len(steps)) for whole, mean, (steps, *_) in zip(wholes, means, phases)]
+
+
+def test_what_takes_a_hundred_times_as_long_does_so_in_its_place():
+    model = Sequential(Conv2d(3, 8, 1), ReLU(), Conv2d(8, 64, 3, padding=1), ReLU(), Conv2d(64, 64, 3, padding=1))
+    x = RNG.standard_normal((8, 3, 16, 16)).astype(np.float32)
+    fast = tinynet.compile(model)
+    with tinynet.no_grad():
+        fast(x)
+        steps = [s for s in fast.profile(x, rounds=1).steps if s.name.startswith("conv2d")]
+    assert steps[2].operations > 100 * steps[0].operations and steps[2].in_place > 5 * steps[0].in_place
 
 
 def test_operations_and_bytes_are_those_of_the_definition():
