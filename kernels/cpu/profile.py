@@ -29,6 +29,7 @@ from tinynet.kernels.cpu.network_planner import Step
 from tinynet.kernels.cpu.program import compiled, play
 from tinynet.kernels.cpu.target import LINE
 
+AWAKE = 100e-6  # seconds in which a thread that slept wakes up, and does not yet fall asleep again
 SHORT, MOST = 200e-6, 64  # a step by itself is played often enough in a row to take that many seconds, at most so often
 
 
@@ -187,9 +188,16 @@ def profile(network, arena: Arena, changed: list, rounds: int = 7, block_s: floa
     for key, array in kept.items():
         arena.bind(key, array.copy())
 
+    stamped = Stamped(network, arena)
+
     def restore() -> None:
+        """As it was before a run, with all threads awake."""
         for key, array in kept.items():
             np.copyto(arena.bound[key], array)
+        play(stamped.start, network.slots)
+        until = time.perf_counter() + AWAKE
+        while time.perf_counter() < until:
+            pass
 
     def whole() -> None:
         for address in programs:
@@ -216,7 +224,6 @@ def profile(network, arena: Arena, changed: list, rounds: int = 7, block_s: floa
         play(once, network.slots)
         times = max(1, min(MOST, int(SHORT / (time.perf_counter() - began))))
         calls.append((arena.add(part.alone(times)), times))
-    stamped = Stamped(network, arena)
     play(stamped.start, 1)
     began = time.perf_counter(), int(stamped.stamps[0, 0, 0])
     wholes: list[float] = []

@@ -97,6 +97,11 @@ class Trial:
             if network is not self.best:
                 arenas.clear()  # its memory, until the next trial
 
+    def layouts(self) -> list[Network]:
+        """All between which trials choose."""
+        whole = next(iter(self.free))
+        return [*self.free, self.alone()] if whole.few and len(self.free) == 1 else [*self.free]
+
     def explain(self) -> str:
         words = self.best.explain()
         if len(self.free) > 1 and not self.times:

@@ -62,6 +62,31 @@ def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, m
     assert [call(tried) for _ in range(24)] == [5 - best] * 24 and tried.left == 0, "the machine had changed; and now four times as long"
 
 
+def test_both_layouts_are_there_to_be_timed_before_a_trial_and_after_and_only_one_of_many_images():
+    all_threads, one = Pretended(4, 1), Pretended(1, 1)
+    tried = Trial(all_threads, lambda: one)
+    assert tried.layouts() == [all_threads, one]
+    for _ in range(trial.FIRST + TRIAL):
+        call(tried)
+    assert tried.layouts() == [all_threads, one]
+    assert Trial(many := Pretended(4, 1, few=False), lambda: one).layouts() == [many]
+
+
+def test_a_profile_of_few_images_is_of_the_faster_layout(monkeypatch):
+    from tinynet.kernels.cpu import profile
+
+    monkeypatch.setattr(threads, "count", lambda: 2)
+    model, (x, _) = classifier(), batch(1)
+    fast = tinynet.compile(model)
+    with tinynet.no_grad():
+        fast(x)
+        took = {2: 2.0, 1: 1.0}
+        monkeypatch.setattr(profile, "profile", lambda network, *rest: profile.Profile(1, network.slots, [], [], took[network.slots]))
+        assert fast.profile(x).threads == 1
+        took[1] = 3.0
+        assert fast.profile(x).threads == 2
+
+
 def test_that_a_thread_was_asleep_does_not_decide():
     """It sleeps while the other way is played, so the first call after that is slow: not every call may be one."""
     last = []
