@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, PACK, PLANES, POOL, SPREAD, TURN
-from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
+from tinynet.kernels.cpu.simd import add, divide, each_fma, fetch, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
+from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.tiles import CONV, DW
 from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, sums_of, transpose
 
@@ -14,15 +17,27 @@ from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, sum
 
 
 def bring(T):
-    """Runs of numbers that lie side by side, from one place to another: planes x rows of them."""
+    """Runs of numbers that lie side by side, from one place to another: planes x rows of them. Long ones come a line at a time, and the
+    next page is asked for: images come from memory, and the processor itself looks no further than a page."""
+    LANES, PAGE = (size // np.dtype(T).itemsize for size in (LINE, 4096))
+    LONG = 4 * LANES
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, run = get(row, BRING.rows), get(row, BRING.run)
         x, x_plane, x_row = place(row, BRING.x, image, slot, T), get(row, BRING.x_plane), get(row, BRING.x_row)
         y, y_plane, y_row = place(row, BRING.y, image, slot, T), get(row, BRING.y_plane), get(row, BRING.y_row)
         all_rows = get(row, BRING.planes) * rows
-        for r in range(all_rows * share // shares, all_rows * (share + 1) // shares):
-            copy(x, r // rows * x_plane + r % rows * x_row, y, r // rows * y_plane + r % rows * y_row, run)
+        begin, end = all_rows * share // shares, all_rows * (share + 1) // shares
+        if run < LONG:
+            for r in range(begin, end):
+                copy(x, r // rows * x_plane + r % rows * x_row, y, r // rows * y_plane + r % rows * y_row, run)
+            return
+        for r in range(begin, end):
+            source, target = r // rows * x_plane + r % rows * x_row, r // rows * y_plane + r % rows * y_row
+            for j in range(0, run, LANES):
+                j = min(j, run - LANES)
+                fetch(x, source + PAGE + j, 1, 0, 1, 0)
+                stores(y, target + j, 1, 0, 1, 0, 1, LANES, loads(x, source + j, 1, 0, 1, 0, 1, LANES))
 
     return kernel
 
