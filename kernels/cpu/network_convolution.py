@@ -8,7 +8,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
 from tinynet.kernels.cpu.fuse import HEAVY, Unit
-from tinynet.kernels.cpu.images import axis_back
+from tinynet.kernels.cpu.images import axis_back, chunk_sums
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
@@ -137,10 +137,7 @@ class Convolutions(Planner):
         x = self.conv_input(unit)
         y = self.image(unit.output)
         m = self.by_winograd(unit)
-        if m:
-            w, bias = self.transformed(unit, True, m), self.bias_of(unit, lanes_of(k))
-        else:
-            w, bias = self.packed(unit, True), self.bias_of(unit, lanes_of(k))
+        w, bias = None if m else self.packed(unit, True), self.bias_of(unit, lanes_of(k))
         other = self.image(unit.other) if unit.other is not None else None
         winner = None
         if unit.pool and self.needs[unit.output]:
@@ -150,7 +147,7 @@ class Convolutions(Planner):
         batch = not m and self.over_the_batch(unit)
         places, blocks = None if m or depthwise or batch else self.list_of_terms(), 0 if m or batch else self.blocks(unit)
         if m:
-            self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, w, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
+            self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, True, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
 
         def build():
@@ -201,6 +198,17 @@ class Convolutions(Planner):
 
     depthwise = conv2d
 
+    def own_weights(self, m: int, outputs: tuple[int, int], channels: int, terms: int, lanes: int) -> bool:
+        """Whether trained weights are transformed where they are read, and their gradient where it is summed up: where one image reads them
+        once, their matrices, four times as large as they and larger than its own, need not go through memory."""
+        return self.images == 1 and self.training and tiles_winograd.weights_outweigh(m, *outputs, channels, terms, lanes)
+
+    def weights_read(self, unit: Unit, forward: bool, flip: bool) -> dict:
+        """Where Winograd's kernels find the weights of a term and a lane, and how many lanes have some."""
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        w_term, w_lane, count = (9, 9 * c, k) if forward else (9 * c, 9, c)
+        return dict(w_term=w_term, w_lane=w_lane, count=count, flip=flip)
+
     def transformed(self, unit: Unit, forward: bool, m: int, flip: bool = False) -> Memory:
         """The weights as Winograd's products read them. flip: with their taps turned around."""
         k, c, _, _ = self.graph.shapes[unit.weight]
@@ -212,23 +220,28 @@ class Convolutions(Planner):
         seen = self.seen(unit) if forward else {}
 
         def build():
-            w_term, w_lane = (9, 9 * c) if forward else (9 * c, 9)
-            numbers = dict(terms=terms, count=count, lanes=lanes, w=At(Outside(unit.weight), alone=True), w_term=w_term, w_lane=w_lane, flip=flip, u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
+            numbers = dict(terms=terms, lanes=lanes, w=At(Outside(unit.weight), alone=True), **self.weights_read(unit, forward, flip), u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
             return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
 
         self.step("weights, transformed", build, [], prod(self.graph.shapes[unit.weight]) if seen else 4 * u.count, once=True, into=self.prepare, with_before=True)
         return u
 
-    def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, u: Memory, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
-        """A convolution by Winograd's algorithm, of outputs rows x columns."""
+    def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, forward: bool, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
+        """A convolution by Winograd's algorithm, of outputs rows x columns; its own or, not forward, that of the images' gradient."""
         shares, down = self.shares(flops), ceil(outputs[0] / m)
-        by_lanes = shares > down
-        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=1 if by_lanes else shares)
+        own = self.own_weights(m, outputs, channels, terms, lanes)
+        by_lanes = own or shares > down
+        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=1 if by_lanes and not own else shares, own=own)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
+        if own:
+            weights = dict(u=At(Outside(unit.weight), alone=True), u_pitch=cut.own_pitch, **self.weights_read(unit, forward, flip=not forward))
+        else:
+            u = self.transformed(unit, forward, m, flip=not forward)
+            weights = dict(u=At(u, alone=True), u_pitch=tiles_winograd.pitch(terms * lanes, self.T))
 
         def build():
             numbers = dict(
-                cut.numbers, iy=x.y, ix=x.x, x=x.at(*start), u=At(u, alone=True), u_pitch=tiles_winograd.pitch(terms * lanes, self.T), work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
+                cut.numbers, iy=x.y, ix=x.x, x=x.at(*start), **weights, work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
                 by_lanes=by_lanes,
             )  # fmt: skip
             if bias is not None:
@@ -317,24 +330,32 @@ class Convolutions(Planner):
         dz.need(0, -rows % m // window, 0, -columns % m // window)
         channels, lanes = lanes_of(c), lanes_of(k)
         W = tiles.fitting(lanes, self.T)
-        cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, gradient=True)
+        own, flops = self.own_weights(m, (rows, columns), channels, c, lanes), self.operations(unit)
+        cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, shares=self.shares(flops) if own else 1, own=own, gradient=True)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
         pitch = tiles_winograd.pitch(c * lanes, self.T)
-        sums = self.summed((m + 2) ** 2 * pitch, f"weights of value {unit.output}")
-        taps = self.memory(Memory(9 * W * c, "taps", self.slots))
+        sums = gradient if own else self.summed((m + 2) ** 2 * pitch, f"weights of value {unit.output}")
 
         def build():
-            numbers = dict(cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, **self.chunk_sums(sums), sums_pitch=pitch)
+            added = chunk_sums(At(gradient, alone=True), 0, 1, 1) if own else self.chunk_sums(sums)
+            numbers = dict(
+                cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, **added, sums_pitch=pitch,
+                own_pitch=cut.own_pitch, count=k,
+            )  # fmt: skip
             if reached:
                 numbers.update(winner=At(winner), winner_y=winner.y, winner_x=winner.x, reached=At(reached, alone=True), reached_chunk=reached.step)
             return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants, int(reached is not None)), tiles_winograd.WINOGRAD_DW, numbers)]
+
+        what = "gradients to the winners and of the weights" if reached else "gradient of the weights"
+        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, dz, winner], flops)
+        if own:
+            return
+        taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def gather():
             numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
-        what = "gradients to the winners and of the weights" if reached else "gradient of the weights"
-        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, dz, winner], self.operations(unit))
         self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
 
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
@@ -394,7 +415,7 @@ class Convolutions(Planner):
         if m:
             dz.need(2 - top, max(h + top - dz.rows, 0), 2 - left, max(w + left - dz.columns, 0))
             share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
-            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, self.transformed(unit, False, m, flip=True), (h, w), share, lanes_of(c), self.operations(unit), add=prior, mask=mask)
+            self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, False, (h, w), share, lanes_of(c), self.operations(unit), add=prior, mask=mask)
             return
         weights, places = self.packed(unit, depthwise), None if depthwise else self.list_of_terms()
         terms = k // groups

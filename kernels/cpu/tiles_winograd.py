@@ -57,6 +57,7 @@ A = {
 CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: a part of the second cache, which weights need too
 
 FEW = 4  # terms whose weights may stay in registers
+HELD = 32  # terms whose sums for the weights' gradient are in scratch memory at once: with 64 lanes, a third of the second cache
 
 
 def pitch(elements: int, dtype) -> int:
@@ -69,16 +70,27 @@ class Tiles:
     from shapes, and `work`, the elements of scratch memory that a slot needs. channels, lanes: of x and y as they lie in memory;
     terms: how many of the channels there are."""
 
-    def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, gradient: bool = False):
-        """gradient: for `winograd_dw`, else for `winograd`. shares: into which `winograd` cuts an image, by rows of tiles."""
+    def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, own: bool = False, gradient: bool = False):
+        """gradient: for `winograd_dw`, else for `winograd`. shares: into which an image is cut, by rows of tiles or, with `own`, by lanes.
+        own: the kernel keeps matrices of weights, or of their gradient, in scratch memory."""
         few = terms if terms <= FEW and not gradient else 0
-        high, vectors, w, block = _tile(m, ceil(ceil(rows / m) / shares), ceil(columns / m), channels, terms, lanes, lanes, dtype, "dw" if gradient else "y")
+        down, most = (ceil(rows / m), lanes // shares) if own else (ceil(ceil(rows / m) / shares), lanes)
+        high, vectors, w, block = _tile(m, down, ceil(columns / m), channels, terms, lanes, most, dtype, "dw" if gradient else "y")
+        block = down if own else block
         x = fitting(channels, dtype)
         abreast = max(1, TARGET.lanes(dtype) // x) if x == channels else 1
-        self.constants = (m, high, vectors, w, x) if gradient else (m, high, vectors, w, x, abreast, few)
-        v_pitch, m_pitch, products = _work(m, block * ceil(columns / m), channels, lanes if gradient else vectors * w, 1 if gradient else high, dtype)
-        self.work = products
+        held = min(terms, max(high, HELD // high * high)) if gradient else terms
+        self.constants = (m, high, vectors, w, x, held if own else 0) if gradient else (m, high, vectors, w, x, abreast, few, int(own))
+        v_pitch, m_pitch, self.work = _work(m, block * ceil(columns / m), channels, lanes if gradient else vectors * w, 1 if gradient else high, dtype)
+        self.own_pitch = pitch(held * vectors * w, dtype) if own else 0
+        if own:
+            self.work += (m + 2) ** 2 * self.own_pitch + 9 * w * (held if gradient else 1)
         self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, v_pitch=v_pitch, m_pitch=m_pitch)
+
+
+def weights_outweigh(m: int, rows: int, columns: int, channels: int, terms: int, lanes: int) -> bool:
+    """Whether one image's weights, transformed, take more memory than its tiles."""
+    return terms > FEW and terms * lanes >= ceil(rows / m) * ceil(columns / m) * channels
 
 
 class TurnedTiles:
@@ -155,7 +167,7 @@ WEIGHTS_OUT = fields("terms count lanes sums chunks sums_chunk sums_pitch w taps
 # --- images ----------------------------------------------------------------------------------------------------------
 
 WINOGRAD = fields(
-    "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u u_pitch bias work work_slot v_pitch m_pitch "
+    "rows columns block channels terms lanes by_lanes iy ix x x_slot x_image u u_pitch w_term w_lane flip count bias work work_slot v_pitch m_pitch "
     "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
 WINOGRAD_DX = fields(
@@ -163,7 +175,7 @@ WINOGRAD_DX = fields(
     "dx dx_slot dx_image dx_y dx_x add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x"
 )  # fmt: skip
 WINOGRAD_DW = fields(
-    "rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch "
+    "rows columns block channels terms lanes iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch own_pitch count "
     "winner winner_slot winner_image winner_y winner_x reached reached_chunk"
 )  # fmt: skip
 

@@ -20,30 +20,41 @@ to_outputs, to_images, to_weights = congruence(_turned(A)), congruence(B), congr
 # --- weights: into matrices, and back ---------------------------------------------------------------------------------
 
 
+def _of_weights(M, W):
+    """A function for (G g G^T)[k] of `there` lanes' weights g, 3 x 3 at w[at + lane * w_lane], 0 in the other lanes: to u[to + k * pitch].
+    scratch: taps[hold:], 9 * W elements."""
+    MATRICES = (M + 2) ** 2
+
+    @inline
+    def transformed(w, at, w_lane, there, flip, taps, hold, u, to, pitch):
+        if there < W:
+            zero(taps, hold, 9 * W)
+        transpose(w, at, w_lane, taps, hold, W, there, 9)
+        first, step = (hold + 8 * W, -W) if flip != 0 else (hold, W)
+        stores(u, to, MATRICES, pitch, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
+
+    return transformed
+
+
 def weights_in(M, W, T):
     """u[k, term, lane] = (G g G^T)[k], g the 3 x 3 weights at w + term * w_term + lane * w_lane; 0 in lanes from `count` on.
 
     Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
     backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot. seen: as for layers.pack, but only forward.
     """
-    MATRICES, changed = (M + 2) ** 2, changes(T)
+    transformed, changed = _of_weights(M, W), changes(T)
 
     def kernel(row, image, slot, chunk, share, shares):
         terms, count, lanes = get(row, WEIGHTS.terms), get(row, WEIGHTS.count), get(row, WEIGHTS.lanes)
         w, w_term, w_lane = pointer(get(row, WEIGHTS.w), T), get(row, WEIGHTS.w_term), get(row, WEIGHTS.w_lane)
         u, pitch, taps = pointer(get(row, WEIGHTS.u), T), get(row, WEIGHTS.u_pitch), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
-        first, step = (8 * W, -W) if get(row, WEIGHTS.flip) != 0 else (0, W)
         begin, end, seen = terms * share // shares, terms * (share + 1) // shares, get(row, WEIGHTS.seen)
         if seen != 0 and not changed(get(row, WEIGHTS.w), seen, begin * w_term, count, w_lane, (end - begin) * 9):
             return
         for term in range(begin, end):
             for o in range(0, lanes, W):
                 o = min(o, lanes - W)
-                there = max(0, min(W, count - o))
-                if there < W:
-                    zero(taps, 0, 9 * W)
-                transpose(w, term * w_term + o * w_lane, w_lane, taps, 0, W, there, 9)
-                stores(u, term * lanes + o, MATRICES, pitch, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
+                transformed(w, term * w_term + o * w_lane, w_lane, max(0, min(W, count - o)), get(row, WEIGHTS.flip), taps, 0, u, term * lanes + o, pitch)
 
     return kernel
 
@@ -121,7 +132,7 @@ def _multiplying(R, V, W):
     return multiply
 
 
-def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
+def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
     """Convolution of an image, rows x columns outputs of `lanes` channels, by tiles of M x M, in blocks of `block` rows of tiles:
     their transforms of x (X lanes at a time), matrix products (R tiles x V * W lanes in registers), the transform of y.
 
@@ -134,10 +145,12 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
 
     FEW: `terms`, if they are so few that a matrix' weights for V * W lanes stay in registers over all tiles; else 0.
 
+    OWN: u is nowhere in memory: the weights are transformed here, V * W lanes at a time, into scratch memory. (All tiles are one block.)
+
     Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
     """
     N, LANES, WINDOWS, MATRICES, TERMS = R * V, V * W, M // 2, (M + 2) ** 2, max(FEW, 1)
-    enter, multiply = _entering(M, X, ABREAST), _multiplying(R, V, W)
+    enter, multiply, transformed = _entering(M, X, ABREAST), _multiplying(R, V, W), _of_weights(M, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
@@ -155,6 +168,9 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
         # one share does both, in order, so that the result does not depend on who is first.
         whole, blocks, across, even, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, columns // M, MATRICES * v_pitch
         begin, end, first_block, last_block = whole * share // shares, whole * (share + 1) // shares, 0, blocks
+        own, own_pitch = products + MATRICES * m_pitch, get(row, WINOGRAD.u_pitch)
+        taps, w, w_term, w_lane = own + MATRICES * own_pitch, pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.w_term), get(row, WINOGRAD.w_lane)
+        count, flip = get(row, WINOGRAD.count), get(row, WINOGRAD.flip)
         if get(row, WINOGRAD.by_lanes) != 0:
             begin, end, first_block, last_block = 0, whole, blocks * share // shares, blocks * (share + 1) // shares
         if begin < end == whole:
@@ -165,7 +181,15 @@ def winograd(M, R, V, W, X, ABREAST, FEW, POOL, T):
                 enter(x, min((top + t // across) * M, rows - M) * iy, iy, ix, columns, even, across, channels, work, t * channels, v_pitch)
             for b in range(first_block, last_block):
                 o = min(b * LANES, lanes - LANES)
+                if OWN:
+                    for term in range(terms):
+                        for lane in range(o, o + LANES, W):
+                            there = max(0, min(W, count - lane))
+                            transformed(w, term * w_term + lane * w_lane, w_lane, there, flip, work, taps, work, own + term * LANES + lane - o, own_pitch)
                 for k in range(MATRICES):
+                    if OWN:
+                        multiply(work, k * v_pitch, tiles, channels, work, own + k * own_pitch, terms, LANES, products + k * m_pitch)
+                        continue
                     if FEW > 0:
                         weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
                         for t in range(0, tiles, R):
@@ -259,7 +283,7 @@ def winograd_dx(M, R, V, W, X, T):
     return kernel
 
 
-def winograd_dw(M, R, V, W, X, POOL, T):
+def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], of the first `terms` channels.
 
     rows, columns: of dy. Tiles hang over: dy must be 0, and x finite, up to the next multiples of M of rows and columns (for x:
@@ -268,8 +292,11 @@ def winograd_dw(M, R, V, W, X, POOL, T):
 
     POOL: dy is the gradient of the maxima of 2 x 2 windows, M x M / 4 numbers of it and of `winner` make a tile, and a chunk's sums of what
     reaches a winner, the bias' gradient, are added to `reached`. So the gradient before pooling, four times as large and mostly zeros, is nowhere in memory.
+
+    OWN: `sums` is the gradient itself, of `count` lanes, of one image whose tiles are one block: the sums of OWN terms and V * W lanes at a
+    time are in scratch memory, and transformed back at once. Then shares split the lanes.
     """
-    N, LANES, MATRICES, WINDOWS, WINNERS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2
+    N, LANES, MATRICES, WINDOWS, WINNERS, TAPS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2, 9 * W
     enter = _entering(M, X, 1)
 
     def kernel(row, image, slot, chunk, share, shares):
@@ -283,11 +310,15 @@ def winograd_dw(M, R, V, W, X, POOL, T):
         ones = full(dy, T(1), WINNERS, W)
         reached = pointer(get(row, WINOGRAD_DW.reached) + chunk * get(row, WINOGRAD_DW.reached_chunk), T)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
+        third, own_pitch, count = MATRICES * (v_pitch + m_pitch), get(row, WINOGRAD_DW.own_pitch), get(row, WINOGRAD_DW.count)
+        taps, first, last = third + MATRICES * own_pitch, 0, lanes
+        if OWN > 0:
+            first, last = lanes // LANES * share // shares * LANES, lanes // LANES * (share + 1) // shares * LANES
         for top in range(0, down, block):
             tiles = min(block, down - top) * across
             for t in range(0, tiles, across):
                 enter(x, (top + t // across) * M * iy, iy, ix, across * M, across, across, channels, work, t * channels, v_pitch)
-            for o in range(0, lanes, W):
+            for o in range(first, last, W):
                 total = zeros(dy, WINNERS, W)
                 for t in range(tiles):
                     i, j = (top + t // across) * M, t % across * M
@@ -300,13 +331,31 @@ def winograd_dw(M, R, V, W, X, POOL, T):
                     else:
                         patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
                     stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
-                if POOL and share == 0:
+                if POOL and (OWN > 0 or share == 0):
                     whole = zeros(dy, 1, W)
                     for vector in total:
                         whole = add(whole, (vector,))
                     if adds or top > 0:
                         whole = add(whole, loads(reached, o, 1, 0, 1, 0, 1, W))
                     stores(reached, o, 1, 0, 1, 0, 1, W, whole)
+            if OWN > 0:
+                for o in range(first, last, LANES):
+                    for c in range(0, terms, OWN):
+                        many = min(OWN, terms - c)
+                        for k in range(MATRICES):
+                            for r in range(0, many, R):
+                                acc, p, q = zeros(sums, N, W), k * v_pitch + c + r, second + k * m_pitch + o
+                                for t in range(tiles):
+                                    acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
+                                    p += channels
+                                    q += lanes
+                                stores(work, third + k * own_pitch + r * LANES, R, LANES, 1, 0, V, W, acc)
+                        for lane in range(0, LANES, W):
+                            for r in range(many):
+                                total = loads(work, third + r * LANES + lane, MATRICES, own_pitch, 1, 0, 1, W)
+                                stores(work, taps + r * TAPS, 9, W, 1, 0, 1, W, to_weights(total, M))
+                            transpose(work, taps, W, sums, ((o + lane) * terms + c) * 9, terms * 9, many * 9, max(0, min(W, count - o - lane)))
+                continue
             for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
                 for c in range(0, terms, R):
                     for o in range(0, lanes, LANES):

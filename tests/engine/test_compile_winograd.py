@@ -8,7 +8,7 @@ from trainings import all_of
 from whole_networks import Residual
 
 import tinynet
-from tinynet.kernels.cpu import threads
+from tinynet.kernels.cpu import threads, tiles_winograd
 from tinynet.nn import Conv2d, Flatten, MaxPool2d, ReLU, Sequential
 
 NETWORKS = {
@@ -79,3 +79,37 @@ def test_a_pooled_first_layer_whose_images_need_no_gradient(size, relu, bias, co
     for other in found[1:]:
         for name, want in found[0].items():
             np.testing.assert_array_equal(other[name], want, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["padded", "residual", "NHWC"])
+def test_one_image_trains_weights_without_their_matrices_in_memory_and_no_bit_changes(name, monkeypatch):
+    """On any number of threads."""
+    rng, (make, shape) = np.random.default_rng(len(name)), NETWORKS[name]
+    model, x = in_real_numbers(make(), rng), rng.standard_normal((1, *shape)).astype(np.float32)
+
+    def found(slots: int, outweigh: bool):
+        monkeypatch.setattr(threads, "count", lambda: slots)
+        monkeypatch.setattr(tiles_winograd, "weights_outweigh", lambda *sizes: outweigh)
+        fast = tinynet.compile(model, math="winograd")
+        all_of(model, fast, x, dy_of(np.float32))
+        assert ("sums of chunks, transformed back" in fast.explain()) is not outweigh
+        return all_of(model, fast, x, dy_of(np.float32))
+
+    want = found(2, False)
+    for slots in (1, 2, 4):
+        for key, got in found(slots, True).items():
+            np.testing.assert_array_equal(got, want[key], err_msg=key)
+
+
+@pytest.mark.parametrize("sizes, outweigh", [((4, 16, 16, 64, 64, 64), True), ((4, 32, 32, 64, 64, 64), True), ((4, 32, 32, 64, 64, 56), False), ((4, 8, 8, 4, 3, 64), False)], ids=str)
+def test_weights_outweigh_an_image_where_they_have_more_matrices(sizes, outweigh):
+    """16 or 64 tiles of 64 channels, and 64 x 64 or 64 x 56 weights; three channels' weights stay in registers anyway."""
+    assert tiles_winograd.weights_outweigh(*sizes) is outweigh
+
+
+def test_weights_that_are_not_trained_are_transformed_once_and_kept():
+    model, x = Sequential(Conv2d(16, 32, 3, padding=1), ReLU()), np.ones((1, 16, 8, 8), np.float32)
+    fast = tinynet.compile(model, math="winograd")
+    with tinynet.no_grad():
+        fast(x)
+        assert "weights, transformed" in fast.explain()

@@ -152,6 +152,15 @@ class Layer:
         program.run([named(compiled(tiles_winograd.winograd, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD, self.numbers(y, **more))], self.images, self.images, shares)
         return y
 
+    def play_own(self, y, shares=1, cut=1, pool=0, **more):
+        """With weights that the kernel transforms for itself. cut: for how many shares its tiles are chosen."""
+        self.tiles = Tiles(self.m, self.rows, self.columns, self.channels, self.weight.shape[1], self.lanes, self.dtype, shares=cut, own=True)
+        self.work = np.full(8 * self.tiles.work, np.nan, self.dtype)
+        weights = dict(w_term=9, w_lane=9 * self.weight.shape[1], count=self.count, by_lanes=1)
+        numbers = dict(self.numbers(y, **weights, **more), u=address_of(self.weight), u_pitch=self.tiles.own_pitch)
+        program.run([named(compiled(tiles_winograd.winograd, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD, numbers)], self.images, self.images, shares)
+        return y
+
     def near(self, got, want) -> bool:
         return np.linalg.norm(got - want) <= self.slack
 
@@ -210,6 +219,17 @@ def test_shares_of_an_image_give_the_same_bits(size, pool, rng):
     for shares in (2, 3, 8):
         for by_lanes in (0, 1):
             assert_same(layer.play(np.full(shape, np.nan, np.float32), shares, pool, by_lanes=by_lanes), want, f"{shares} shares, by_lanes={by_lanes}")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("pool", [0, 1])
+def test_weights_transformed_where_they_are_read_give_the_same_bits(size, pool, rng):
+    layer = Layer(*size, np.float32, rng)
+    shape = (layer.images, layer.rows >> pool, layer.columns >> pool, layer.lanes)
+    want = layer.play(np.zeros(shape, np.float32), pool=pool)
+    layer.u[:] = np.nan
+    for cut, shares in ((1, 1), (2, 2), (2, 3), (8, 8)):
+        assert_same(layer.play_own(np.full(shape, np.nan, np.float32), shares, cut, pool), want, f"{shares} shares, cut for {cut}")
 
 
 # rows, columns of dy; terms; lanes; padding; rows, columns of dx beyond those that dy reaches
@@ -300,22 +320,47 @@ class Pooled:
         self.dy[:, :-1, :-1] = whole_numbers(rng, (images, rows // 2, columns // 2, lanes), dtype)
         reached = np.where(self.winner[..., None] == np.arange(4), self.dy[..., None], 0).reshape(*windows, 2, 2)
         self.dz = np.ascontiguousarray(reached.transpose(0, 1, 4, 2, 5, 3).reshape(images, rows + 2, columns + 2, lanes).astype(dtype))
+        self.rows, self.columns, self.channels, self.terms = rows, columns, channels, terms
         self.tiles = Tiles(m, rows, columns, channels, terms, lanes, dtype, gradient=True)
         self.pitch = tiles_winograd.pitch(terms * lanes, dtype)
         self.used = np.arange((m + 2) ** 2)[:, None] * self.pitch + np.arange(terms * lanes)
 
     def sums(self, pool: int, shares: int):
         """(each chunk's sums, what reached its channels): in memory in which there was something else."""
+        sums, bias = self._sums(pool, shares)
+        return sums[:, self.used], bias
+
+    def _sums(self, pool: int, shares: int):
         size = (self.m + 2) ** 2 * self.pitch
         sums, bias, work = np.full((self.chunks, size), np.nan, self.dtype), np.full((self.chunks, self.lanes), np.nan, self.dtype), np.full(8 * self.tiles.work, np.nan, self.dtype)
+        numbers = dict(self._numbers(pool, self.tiles, work, bias), **chunk_sums(address_of(sums), size * self.x.itemsize, self.images, self.chunks), sums_pitch=self.pitch)
+        program.run([named(compiled(tiles_winograd.winograd_dw, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], self.images, self.chunks, shares)
+        return sums, bias
+
+    def _numbers(self, pool: int, tiles: Tiles, work, bias) -> dict:
         item, step, dy = self.x.itemsize, self.x.strides, self.dy if pool else self.dz
-        numbers = dict(
-            **self.tiles.numbers, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), gy=dy.strides[1] // item, gx=dy.strides[2] // item, dy=(address_of(dy), 0, dy.strides[0]),
-            work=(address_of(work), self.tiles.work * item), **chunk_sums(address_of(sums), size * item, self.images, self.chunks), sums_pitch=self.pitch,
+        return dict(
+            **tiles.numbers, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), gy=dy.strides[1] // item, gx=dy.strides[2] // item, dy=(address_of(dy), 0, dy.strides[0]),
+            work=(address_of(work), tiles.work * item),
             winner=(address_of(self.winner), 0, self.winner.strides[0]), winner_y=self.winner.strides[1] // item, winner_x=self.winner.strides[2] // item, reached=address_of(bias), reached_chunk=self.lanes * item,
         )  # fmt: skip
-        program.run([named(compiled(tiles_winograd.winograd_dw, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], self.images, self.chunks, shares)
-        return sums[:, self.used], bias
+
+    def gradient(self, count: int, pool: int):
+        """(the weights' gradient of `count` lanes out of the first chunk's sums, what reached its channels)."""
+        sums, bias = self._sums(pool, 1)
+        w, out = tiles_winograd.fitting(self.lanes, self.dtype), np.full((count, self.terms, 3, 3), np.nan, self.dtype)
+        taps = np.empty(9 * w * self.terms, self.dtype)
+        numbers = dict(terms=self.terms, count=count, lanes=self.lanes, sums=address_of(sums), chunks=1, sums_pitch=self.pitch, w=address_of(out), taps=address_of(taps))
+        program.run([named(compiled(tiles_winograd.weights_out, self.m, w, self.dtype), tiles_winograd.WEIGHTS_OUT, numbers)], 1, 1)
+        return out, bias[0]
+
+    def gradient_at_once(self, count: int, pool: int, shares: int, cut: int):
+        """The same by the kernel that keeps no sums. cut: for how many shares its tiles are chosen."""
+        tiles = Tiles(self.m, self.rows, self.columns, self.channels, self.terms, self.lanes, self.dtype, shares=cut, own=True, gradient=True)
+        out, bias, work = np.full((count, self.terms, 3, 3), np.nan, self.dtype), np.full(self.lanes, np.nan, self.dtype), np.full(8 * tiles.work, np.nan, self.dtype)
+        numbers = dict(self._numbers(pool, tiles, work, bias), **chunk_sums(address_of(out), 0, 1, 1), own_pitch=tiles.own_pitch, count=count)
+        program.run([named(compiled(tiles_winograd.winograd_dw, *tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], 1, 1, shares)
+        return out, bias
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
@@ -330,6 +375,19 @@ def test_a_gradient_of_maxima_is_the_gradient_before_pooling(size, dtype, rng):
         sums, bias = layer.sums(1, shares)
         assert_same(sums, want, f"{shares} shares")
         assert_same(bias, halves, f"{shares} shares")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+@pytest.mark.parametrize("size, count", [((4, 8, 8, 5, 16), 16), ((4, 10, 14, 20, 24), 17), ((2, 6, 4, 5, 16), 13), ((4, 36, 34, 70, 40), 40), ((4, 8, 4, 64, 64), 63)], ids=str)
+def test_a_gradient_transformed_back_at_once_is_the_same_to_the_bit(size, count, dtype, rng):
+    """Also where there are more terms than sums are kept of at once, and whatever was in memory."""
+    layer = Pooled(*size, dtype, rng, images=1, chunks=1)
+    for pool in (0, 1):
+        want, reached = layer.gradient(count, pool)
+        for shares, cut in ((1, 1), (2, 2), (3, 2), (8, 8)):
+            got, bias = layer.gradient_at_once(count, pool, shares, cut)
+            assert_same(got, want, f"{shares} shares, cut for {cut}, pool {pool}")
+            assert not pool or np.array_equal(bias, reached)
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
@@ -356,7 +414,7 @@ def test_chosen_tiles_fit_into_the_registers_and_the_cache(dtype):
         for m in VARIANTS.values():
             for gradient in (False, True):
                 tiles = Tiles(m, rows, columns, channels, channels, lanes, dtype, gradient=gradient)
-                (_, r, v, w, x), (abreast, few) = tiles.constants[:5], tiles.constants[5:] or (1, 0)
+                (_, r, v, w, x), (abreast, few) = tiles.constants[:5], (1, 0) if gradient else tiles.constants[5:7]
                 assert r * v + max(few, 1) * v < TARGET.registers and v * w <= lanes and x <= channels
                 assert abreast * x <= max(channels, TARGET.lanes(dtype))
                 assert not gradient or channels % r == 0 and lanes % (v * w) == 0
