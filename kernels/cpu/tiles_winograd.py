@@ -22,6 +22,10 @@ Kernels here read and write NHWC images whose channels are `lanes`: a multiple o
 last tile of a row or column is moved back until it fits, so a reader meets no pixel beyond the windows of its outputs; only
 `winograd_dw` and `winograd_dx`, which add up, let their tiles hang over, and ask for zeros there.
 
+Weights are transformed before the images, once for all of them. But they have (M + 2)^2 matrices, four times their own size: where one
+image is trained, those of its weights may be larger than its own, and then they are made where they are read, and never leave the
+second cache (`Tiles`, own).
+
 Two ways to the images' gradient: `winograd` cuts dx into tiles, `winograd_dx` dy. Without padding dy is smaller, and may have
 fewer tiles: 9 for the article's 12 x 12 dy, 16 for its 14 x 14 dx. But its transforms write more: `turned_pays` says when.
 

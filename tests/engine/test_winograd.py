@@ -221,14 +221,14 @@ def test_shares_of_an_image_give_the_same_bits(size, pool, rng):
             assert_same(layer.play(np.full(shape, np.nan, np.float32), shares, pool, by_lanes=by_lanes), want, f"{shares} shares, by_lanes={by_lanes}")
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [(4, 9, 11, 16, 24), (2, 7, 5, 8, 64), (4, 31, 21, 40, 17)], ids=str)
 @pytest.mark.parametrize("pool", [0, 1])
 def test_weights_transformed_where_they_are_read_give_the_same_bits(size, pool, rng):
     layer = Layer(*size, np.float32, rng)
     shape = (layer.images, layer.rows >> pool, layer.columns >> pool, layer.lanes)
     want = layer.play(np.zeros(shape, np.float32), pool=pool)
     layer.u[:] = np.nan
-    for cut, shares in ((1, 1), (2, 2), (2, 3), (8, 8)):
+    for cut, shares in ((1, 1), (2, 2), (2, 3)):
         assert_same(layer.play_own(np.full(shape, np.nan, np.float32), shares, cut, pool), want, f"{shares} shares, cut for {cut}")
 
 
@@ -377,14 +377,13 @@ def test_a_gradient_of_maxima_is_the_gradient_before_pooling(size, dtype, rng):
         assert_same(bias, halves, f"{shares} shares")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("size, count", [((4, 8, 8, 5, 16), 16), ((4, 10, 14, 20, 24), 17), ((2, 6, 4, 5, 16), 13), ((4, 36, 34, 70, 40), 40), ((4, 8, 4, 64, 64), 63)], ids=str)
+@pytest.mark.parametrize("size, count, dtype", [((4, 10, 14, 20, 24), 17, np.float32), ((2, 6, 4, 5, 16), 13, np.float64), ((4, 36, 34, 70, 40), 40, np.float32)], ids=str)
 def test_a_gradient_transformed_back_at_once_is_the_same_to_the_bit(size, count, dtype, rng):
     """Also where there are more terms than sums are kept of at once, and whatever was in memory."""
     layer = Pooled(*size, dtype, rng, images=1, chunks=1)
     for pool in (0, 1):
         want, reached = layer.gradient(count, pool)
-        for shares, cut in ((1, 1), (2, 2), (3, 2), (8, 8)):
+        for shares, cut in ((1, 1), (2, 2), (3, 2)):
             got, bias = layer.gradient_at_once(count, pool, shares, cut)
             assert_same(got, want, f"{shares} shares, cut for {cut}, pool {pool}")
             assert not pool or np.array_equal(bias, reached)
