@@ -118,7 +118,7 @@ def _programs(result: dict) -> Iterator[str]:
     reads = ", ".join(f"{float(mib):g} MiB at {rate:.0f} GB/s" for mib, rate in result["bandwidth_gb_s"].items())
     chosen = [f"--{option} {','.join(dict.fromkeys(str(program[key]) for program in result['programs']))}" for option, key in (("networks", "network"), ("batch-sizes", "images"), ("runs", "run"), ("maths", "math"))]
     yield from (f"`tinynet bench kernels --compiled {' '.join(chosen)}`. {_where(result)}. At most {result['peak_gflops']:.0f} GFLOP/s on {result['threads']} threads, measured; reading {reads}.", "")
-    yield "In place: what the step takes in the program, where its neighbours have their part of caches and memory. By itself: alone, again and again; "
+    yield "In place: what the step takes in the program, where its neighbours have their part of caches and memory. By itself: alone, again and again;"
     yield from ("what it reaches then is of what bounds it, the peak or the memory that it fits into. * has fewer multiplications than the definition, which are counted.", "")
     for program in result["programs"]:
         name = f"{program['network']}, {program['images']} image{'s' if program['images'] > 1 else ''}, {program['run']}, {program['math']}"

@@ -200,6 +200,25 @@ def test_a_process_that_is_gone_is_in_all_cells_after(tmp_path):
     assert entrant.row["peak_mb"] is None
 
 
+def test_who_had_to_compile_is_timed_and_weighed_in_a_process_that_finds_it_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    network = small(Conv(8, 3), ReLU(), Flatten(), Dense(10))
+    state = initial_state(network)
+    x, y = truth.images(network, state, 1)
+    entrant = Entrant("tinynet-compiled", (1,), tmp_path / "log.txt")
+    entrant.start(1)
+    first = entrant.process
+    try:
+        entrant.check(1, truth.truth(network, "forward", state, x, y), network, "forward", state, x, y)
+        assert entrant.row["cells"][1]["status"] == "ok" and entrant.process is not first
+        assert entrant._call(None, eval, "'tinynet.kernels.cpu.compiler' in __import__('sys').modules") is False
+        entrant.time(1, 0.0)
+        entrant.weigh()
+        assert entrant.row["cells"][1]["samples"] and entrant.row["peak_mb"] > 0
+    finally:
+        entrant.end()
+
+
 # --- ratios and targets ---
 
 
