@@ -164,7 +164,7 @@ class Stamped:
 def _middle(plays: list[tuple[float, list, list]]) -> tuple[np.ndarray, np.ndarray]:
     """The steps and the phases of the plays of which a quarter took less time, and a quarter more: their mean, as all of them add up."""
     quarter = len(plays) // 4
-    middle = sorted(plays, key=lambda play: play[0])[quarter : len(plays) - quarter]
+    middle = sorted(plays, key=lambda each: each[0])[quarter : len(plays) - quarter]
     return np.mean([steps for _, steps, _ in middle], axis=0), np.mean([phases for _, _, phases in middle], axis=0)
 
 
