@@ -22,7 +22,7 @@ ROOF = Roofline(2, "float32", 1e12, {0.25: 8e11, 4.0: 2e11, 64.0: 1e10})
 
 
 @cache
-def case(name: str, kind: str, images: int = 5):
+def case(name: str, kind: str, images: int = 8):
     network = NETWORKS[name]
     state = initial_state(network)
     x, y = truth.images(network, state, images)
