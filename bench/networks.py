@@ -121,6 +121,7 @@ class Entrant:
     def __init__(self, name: str, sizes: tuple[int, ...], log: Path):
         self.name, self.log = name, log
         self.process: ContestantProcess | None = None
+        self.threads = 0  # of that process
         cells = {size: {"status": "not run", "reason": "", "errors": {}, "first_s": None, "samples": [], "median_s": None} for size in sizes}
         self.row = {"contestant": name, "version": "", "log": str(log), "peak_mb": None, "cells": cells}
 

@@ -113,7 +113,7 @@ class Inference:
             self._bind_results(arena)
             found.append(profile(network, arena, self._bind_rest(arena), rounds))
             self._check(arena)
-        return min(found, key=lambda profile: profile.seconds)
+        return min(found, key=lambda each: each.seconds)
 
     def _bind_rest(self, arena) -> list:
         """Binds what else a whole run reads and writes; the keys of what it changes."""

@@ -1,7 +1,7 @@
 """A whole network, forward and backward, as one program: what `tinynet.compile` runs on the CPU.
 
 The walk of a network through this folder: fuse.py (which calls become one kernel); network_planner.py,
-network_convolution.py, network_im2col.py and network_layers.py (for each unit, the kernels of its forward and backward); this file (the
+network_convolution.py, network_winograd.py, network_im2col.py and network_layers.py (for each unit, the kernels of its forward and backward); this file (the
 phases they run in); memory.py (where everything lies); program.py and threads.py (who plays it).
 
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
@@ -31,13 +31,14 @@ from tinynet.kernels.cpu.network_convolution import Convolutions
 from tinynet.kernels.cpu.network_im2col import Im2col
 from tinynet.kernels.cpu.network_layers import HYPER, Layers
 from tinynet.kernels.cpu.network_planner import WORTH_SHARING, Step
+from tinynet.kernels.cpu.network_winograd import Winograd
 from tinynet.kernels.cpu.program import HEAD, ROW, play
 from tinynet.kernels.graph import Graph
 
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, 4 or a multiple that threads share evenly, where one is large
 
 
-class Network(Convolutions, Im2col, Layers):
+class Network(Convolutions, Winograd, Im2col, Layers):
     """The program of a graph. Raises Unsupported where a call has no kernel here.
 
     seeds: values whose gradient the caller gives for the backward pass, in place of a loss; then there are two programs.
@@ -160,7 +161,7 @@ class Network(Convolutions, Im2col, Layers):
         return joined
 
     def program(self, phases) -> Program:
-        """The table of phases, (steps, images, chunks, shares) each: of all that there are, or (profile.py) of one step by itself."""
+        """The table of phases, (steps, images, chunks, shares) each: of all that there are, or of what profile.py times."""
         numbers, own, outside, firsts = [], [], {}, []
         head = 1 + HEAD * len(phases)
         table = [len(phases)]

@@ -1,4 +1,5 @@
-"""Convolutions of a compiled network (network.py): which kernels do their forward, their images' and weights' gradients."""
+"""Convolutions of a compiled network (network.py): which kernels do their forward, their images' and weights' gradients. Those by
+Winograd's algorithm are in network_winograd.py, those that are matrix products in network_im2col.py."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
 from tinynet.kernels.cpu.fuse import HEAVY, Unit
-from tinynet.kernels.cpu.images import axis_back, chunk_sums
+from tinynet.kernels.cpu.images import axis_back
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
@@ -122,13 +123,6 @@ class Convolutions(Planner):
         """Scratch memory in which `conv` lists the terms of its sums."""
         return self.memory(Memory(tiles.MOST_LISTED * 16 // self.item, "places of terms", self.slots))
 
-    def by_winograd(self, unit: Unit) -> int:
-        """The tiles' size, if a convolution is worth Winograd's transforms, else 0. The transforms of y cost
-        the same however many channels its sums have: three pay for them (fewer were not tried)."""
-        k, c, *kernel = self.graph.shapes[unit.weight]
-        plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
-        return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and k >= 16 and c >= 3 else 0
-
     def conv2d(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
         _, stride, dilation, (top, left), (rows, columns) = self.taps(unit)
@@ -198,86 +192,6 @@ class Convolutions(Planner):
 
     depthwise = conv2d
 
-    def own_weights(self, m: int, outputs: tuple[int, int], channels: int, terms: int, lanes: int) -> bool:
-        """Whether trained weights are transformed where they are read, and their gradient where it is summed up: where one image reads them
-        once, their matrices, four times as large as they and larger than its own, need not go through memory."""
-        return self.images == 1 and self.training and tiles_winograd.weights_outweigh(m, *outputs, channels, terms, lanes)
-
-    def weights_read(self, unit: Unit, forward: bool, flip: bool) -> dict:
-        """Where Winograd's kernels find the weights of a term and a lane, and how many lanes have some."""
-        k, c, _, _ = self.graph.shapes[unit.weight]
-        w_term, w_lane, count = (9, 9 * c, k) if forward else (9 * c, 9, c)
-        return dict(w_term=w_term, w_lane=w_lane, count=count, flip=flip)
-
-    def transformed(self, unit: Unit, forward: bool, m: int, flip: bool = False) -> Memory:
-        """The weights as Winograd's products read them. flip: with their taps turned around."""
-        k, c, _, _ = self.graph.shapes[unit.weight]
-        terms, count = (c, k) if forward else (k, c)
-        lanes, W = lanes_of(count), tiles.fitting(lanes_of(count), self.T)
-        pitch = tiles_winograd.pitch(terms * lanes, self.T)
-        u = self.memory(Memory((m + 2) ** 2 * pitch, f"transformed weights of value {unit.output}"))
-        taps = self.memory(Memory(9 * W, "taps", self.slots))
-        seen = self.seen(unit) if forward else {}
-
-        def build():
-            numbers = dict(terms=terms, lanes=lanes, w=At(Outside(unit.weight), alone=True), **self.weights_read(unit, forward, flip), u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
-            return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
-
-        self.step("weights, transformed", build, [], prod(self.graph.shapes[unit.weight]) if seen else 4 * u.count, once=True, into=self.prepare, with_before=True)
-        return u
-
-    def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, forward: bool, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
-        """A convolution by Winograd's algorithm, of outputs rows x columns; its own or, not forward, that of the images' gradient."""
-        shares, down = self.shares(flops), ceil(outputs[0] / m)
-        own = self.own_weights(m, outputs, channels, terms, lanes)
-        by_lanes = own or shares > down
-        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=1 if by_lanes and not own else shares, own=own)
-        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
-        if own:
-            weights = dict(u=At(Outside(unit.weight), alone=True), u_pitch=cut.own_pitch, **self.weights_read(unit, forward, flip=not forward))
-        else:
-            u = self.transformed(unit, forward, m, flip=not forward)
-            weights = dict(u=At(u, alone=True), u_pitch=tiles_winograd.pitch(terms * lanes, self.T))
-
-        def build():
-            numbers = dict(
-                cut.numbers, iy=x.y, ix=x.x, x=x.at(*start), **weights, work=At(work, alone=True), work_slot=work.step, y=y.at(), oy=y.y, ox=y.x, relu=relu,
-                by_lanes=by_lanes,
-            )  # fmt: skip
-            if bias is not None:
-                numbers.update(bias=At(bias, alone=True))
-            if add is not None:
-                numbers.update(add=add.at(), add_y=add.y, add_x=add.x)
-            if mask is not None:
-                numbers.update(mask=mask.at(), mask_y=mask.y, mask_x=mask.x)
-            if winner is not None:
-                numbers.update(winner=At(winner))
-            return [(self.kernel(tiles_winograd.winograd, *cut.constants, int(pool)), tiles_winograd.WINOGRAD, numbers)]
-
-        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
-
-    def winograd_dx(self, m: int, unit: Unit, dz: Buffer, padding: tuple[int, int], dx: View, add: View | None, mask: View | None) -> None:
-        """The images' gradient, by tiles of dz."""
-        k, c, _, _ = self.graph.shapes[unit.weight]
-        flops = self.operations(unit)
-        dz.need(0, -dz.rows % m, 0, -dz.columns % m)
-        cut = tiles_winograd.TurnedTiles(m, dz.rows, dz.columns, lanes_of(k), k, dx.rows, dx.columns, *padding, lanes_of(c), self.T, self.shares(flops))
-        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
-        u = self.transformed(unit, False, m)
-
-        def build():
-            numbers = dict(
-                cut.numbers, gy=dz.y, gx=dz.x, dy=At(dz), u=At(u, alone=True), u_pitch=tiles_winograd.pitch(k * lanes_of(c), self.T),
-                work=At(work, alone=True), work_slot=work.step, dx=dx.at(), dx_y=dx.y, dx_x=dx.x,
-            )  # fmt: skip
-            if add is not None:
-                numbers.update(add=add.at(), add_y=add.y, add_x=add.x)
-            if mask is not None:
-                numbers.update(mask=mask.at(), mask_y=mask.y, mask_x=mask.x)
-            return [(self.kernel(tiles_winograd.winograd_dx, *cut.constants), tiles_winograd.WINOGRAD_DX, numbers)]
-
-        self.step(f"gradient of the images, Winograd {m} x {m} of dy", build, [dz, dx.memory, add and add.memory, mask and mask.memory], flops)
-
     def conv2d_back(self, unit: Unit) -> None:
         k, c, kh, kw = self.graph.shapes[unit.weight]
         _, stride, dilation, (top, left), (rows, columns) = self.taps(unit)
@@ -320,43 +234,6 @@ class Convolutions(Planner):
             self.pass_on(unit.other, dz)
 
     depthwise_back = conv2d_back
-
-    def winograd_dw(self, unit: Unit, dz: Buffer, reached: Memory | None = None) -> None:
-        """reached: if dz is the gradient of a pooled result, the sums of what reaches each channel."""
-        k, c, _, _ = self.graph.shapes[unit.weight]
-        m, (top, left), (rows, columns) = self.by_winograd(unit), *self.taps(unit)[3:]
-        winner, window = (self.views[unit.output, "winner"], 2) if reached else (None, 1)
-        x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
-        dz.need(0, -rows % m // window, 0, -columns % m // window)
-        channels, lanes = lanes_of(c), lanes_of(k)
-        W = tiles.fitting(lanes, self.T)
-        own, flops = self.own_weights(m, (rows, columns), channels, c, lanes), self.operations(unit)
-        cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, shares=self.shares(flops) if own else 1, own=own, gradient=True)
-        work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
-        pitch = tiles_winograd.pitch(c * lanes, self.T)
-        sums = gradient if own else self.summed((m + 2) ** 2 * pitch, f"weights of value {unit.output}")
-
-        def build():
-            added = chunk_sums(At(gradient, alone=True), 0, 1, 1) if own else self.chunk_sums(sums)
-            numbers = dict(
-                cut.numbers, iy=x.y, ix=x.x, x=x.at(-top, -left), gy=dz.y, gx=dz.x, dy=At(dz), work=At(work, alone=True), work_slot=work.step, **added, sums_pitch=pitch,
-                own_pitch=cut.own_pitch, count=k,
-            )  # fmt: skip
-            if reached:
-                numbers.update(winner=At(winner), winner_y=winner.y, winner_x=winner.x, reached=At(reached, alone=True), reached_chunk=reached.step)
-            return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants, int(reached is not None)), tiles_winograd.WINOGRAD_DW, numbers)]
-
-        what = "gradients to the winners and of the weights" if reached else "gradient of the weights"
-        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, dz, winner], flops)
-        if own:
-            return
-        taps = self.memory(Memory(9 * W * c, "taps", self.slots))
-
-        def gather():
-            numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
-            return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
-
-        self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
 
     def conv_dw(self, unit: Unit, dz: Buffer) -> None:
         if self.by_winograd(unit):

@@ -22,9 +22,9 @@ Kernels here read and write NHWC images whose channels are `lanes`: a multiple o
 last tile of a row or column is moved back until it fits, so a reader meets no pixel beyond the windows of its outputs; only
 `winograd_dw` and `winograd_dx`, which add up, let their tiles hang over, and ask for zeros there.
 
-Weights are transformed before the images, once for all of them. But they have (M + 2)^2 matrices, four times their own size: where one
-image is trained, those of its weights may be larger than its own, and then they are made where they are read, and never leave the
-second cache (`Tiles`, own).
+Weights are transformed before the images, once for all of them. But they have (M + 2)^2 matrices, for M = 4 four times their own size: where
+one image is trained, those of its weights may be larger than its own, and then they are made where they are read, for
+some lanes at a time (`Tiles`, own).
 
 Two ways to the images' gradient: `winograd` cuts dx into tiles, `winograd_dx` dy. Without padding dy is smaller, and may have
 fewer tiles: 9 for the article's 12 x 12 dy, 16 for its 14 x 14 dx. But its transforms write more: `turned_pays` says when.
@@ -61,7 +61,7 @@ A = {
 CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: a part of the second cache, which weights need too
 
 FEW = 4  # terms whose weights may stay in registers
-HELD = 32  # terms whose sums for the weights' gradient are in scratch memory at once: with 64 lanes, a third of the second cache
+HELD = 32  # terms whose sums for the weights' gradient are in scratch memory at once: with 64 lanes and M = 4, 300 KB of float32
 
 
 def pitch(elements: int, dtype) -> int:
@@ -93,7 +93,7 @@ class Tiles:
 
 
 def weights_outweigh(m: int, rows: int, columns: int, channels: int, terms: int, lanes: int) -> bool:
-    """Whether one image's weights, transformed, take more memory than its tiles."""
+    """Whether weights, transformed, take as much memory as the tiles of one image or more; few terms' are in registers anyway."""
     return terms > FEW and terms * lanes >= ceil(rows / m) * ceil(columns / m) * channels
 
 

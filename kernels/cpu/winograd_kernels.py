@@ -189,15 +189,14 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                 for k in range(MATRICES):
                     if OWN:
                         multiply(work, k * v_pitch, tiles, channels, work, own + k * own_pitch, terms, LANES, products + k * m_pitch)
-                        continue
-                    if FEW > 0:
+                    elif FEW > 0:
                         weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
                         for t in range(0, tiles, R):
                             t = max(0, min(t, tiles - R))
                             acc = product(zeros(y, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
                             stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
-                        continue
-                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch)
+                    else:
+                        multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch)
                 for t in range(tiles):
                     i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
                     for lane in range(o, o + LANES, W):
@@ -283,6 +282,21 @@ def winograd_dx(M, R, V, W, X, T):
     return kernel
 
 
+def _summing(R, V, W):
+    """A function for some sums of the weights' gradient: acc, R terms x V * W lanes, and the products of all tiles' images from work[p]
+    on, `channels` a tile, and of their gradients from work[q] on, `lanes` a tile."""
+
+    @inline
+    def add_tiles(acc, work, p, channels, q, lanes, tiles):
+        for t in range(tiles):
+            acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
+            p += channels
+            q += lanes
+        return acc
+
+    return add_tiles
+
+
 def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], of the first `terms` channels.
 
@@ -297,7 +311,7 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     time are in scratch memory, and transformed back at once. Then shares split the lanes.
     """
     N, LANES, MATRICES, WINDOWS, WINNERS, TAPS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2, 9 * W
-    enter = _entering(M, X, 1)
+    enter, add_tiles = _entering(M, X, 1), _summing(R, V, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block)
@@ -344,30 +358,22 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
                         many = min(OWN, terms - c)
                         for k in range(MATRICES):
                             for r in range(0, many, R):
-                                acc, p, q = zeros(sums, N, W), k * v_pitch + c + r, second + k * m_pitch + o
-                                for t in range(tiles):
-                                    acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
-                                    p += channels
-                                    q += lanes
+                                acc = add_tiles(zeros(sums, N, W), work, k * v_pitch + c + r, channels, second + k * m_pitch + o, lanes, tiles)
                                 stores(work, third + k * own_pitch + r * LANES, R, LANES, 1, 0, V, W, acc)
                         for lane in range(0, LANES, W):
                             for r in range(many):
                                 total = loads(work, third + r * LANES + lane, MATRICES, own_pitch, 1, 0, 1, W)
                                 stores(work, taps + r * TAPS, 9, W, 1, 0, 1, W, to_weights(total, M))
                             transpose(work, taps, W, sums, ((o + lane) * terms + c) * 9, terms * 9, many * 9, max(0, min(W, count - o - lane)))
-                continue
-            for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
-                for c in range(0, terms, R):
-                    for o in range(0, lanes, LANES):
-                        at, p, q = k * s_pitch + c * lanes + o, k * v_pitch + c, second + k * m_pitch + o
-                        acc = zeros(sums, N, W)
-                        if adds or top > 0:
-                            acc = loads(sums, at, R, lanes, 1, 0, V, W)
-                        for t in range(tiles):
-                            acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
-                            p += channels
-                            q += lanes
-                        stores(sums, at, R, lanes, 1, 0, V, W, acc)
+            else:
+                for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
+                    for c in range(0, terms, R):
+                        for o in range(0, lanes, LANES):
+                            at, acc = k * s_pitch + c * lanes + o, zeros(sums, N, W)
+                            if adds or top > 0:
+                                acc = loads(sums, at, R, lanes, 1, 0, V, W)
+                            acc = add_tiles(acc, work, k * v_pitch + c, channels, second + k * m_pitch + o, lanes, tiles)
+                            stores(sums, at, R, lanes, 1, 0, V, W, acc)
 
     return kernel
 

@@ -1,51 +1,22 @@
-"""The SIMD layer: every operation on tiles gives what numpy says, at every width, for both dtypes."""
+"""The SIMD layer between registers: every operation on tiles gives what numpy says, at every width, for both dtypes. test_simd_memory.py
+has those that read and write."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from kernels_by_hand import assert_same
+from simd_by_hand import DTYPES, WIDTHS, play
 
-from tinynet.kernels.cpu import compiler, simd, tiles
+from tinynet.kernels.cpu import simd
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.exponential import exp
-from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, transposed, unpooled, winners, zeros
-from tinynet.kernels.cpu.target import LINE, TARGET
-
-DTYPES = [np.float32, np.float64]
-WIDTHS = [2, 4, 8, 16]
-
-
-def play(factory, constants, out, *inputs):
-    """Runs the kernel factory(*constants) once: its row holds the addresses of the inputs, then of the output."""
-    run([row(compiled(factory, *constants), *(address_of(a) for a in (*inputs, out)))], 1, 1)
-    return out
-
-
-def copies(rows, columns, vectors, W, T):
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 3, rows, 100, columns, 40, vectors, W, loads(x, 1, rows, 90, columns, 30, vectors, W))
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("W", WIDTHS)
-@pytest.mark.parametrize("rows, columns, vectors", [(1, 1, 1), (2, 3, 1), (1, 2, 2), (3, 1, 1)])
-def test_loads_and_stores_move_registers_between_places(rows, columns, vectors, W, T, rng):
-    x, y = rng.standard_normal(400).astype(T), np.zeros(500, T)
-    want = y.copy()
-    for r in range(rows):
-        for c in range(columns):
-            want[3 + 100 * r + 40 * c :][: vectors * W] = x[1 + 90 * r + 30 * c :][: vectors * W]
-    assert_same(play(copies, (rows, columns, vectors, W, T), y, x), want)
+from tinynet.kernels.cpu.program import address_of, compiled, row, run
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, unpooled, winners, zeros
 
 
 def outer(n, m, W, T):
@@ -93,26 +64,6 @@ def wrong_terms(T):
         stores(x, 0, 1, 0, 4, 4, 1, 4, simd.product(zeros(x, 4, 4), splats(x, 0, 1, 0, 4, 1, 4), loads(x, 0, 1, 0, 1, 0, 4, 4), 4))
 
     return kernel
-
-
-def joined(PIECES, W, T):
-    LANES = PIECES * W
-
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 0, 1, 0, 1, 0, 6, LANES, simd.side_by_side(x, 1, 2, 150, 3, 40, PIECES, 7, W))
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("W", [1, 2, 4, 8])
-@pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_a_register_of_pieces_that_lie_apart(pieces, W, T):
-    x, lanes = np.arange(300).astype(T), pieces * W
-    y = play(joined, (pieces, W, T), np.zeros((6, lanes), T), x)
-    for place in range(6):
-        assert_same(y[place], x[1 + place // 3 * 150 + place % 3 * 40 + (7 * np.arange(pieces)[:, None] + np.arange(W))].ravel())
 
 
 def arithmetic(W, T):
@@ -188,49 +139,6 @@ def compiled_once(factory, name, W, T):
         named.__name__ = f"{factory.__name__}_{name}"
         _made[name, W, T] = compiled(named, W, T)
     return _made[name, W, T]
-
-
-def every_few(STEP, W, T):
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 0, 1, 0, 1, 0, 1, W, simd.strided(x, 0, STEP, W))
-        places = simd.counting(y, T(5), T(STEP), W)
-        stores(y, W, 1, 0, 1, 0, 1, W, places)
-        simd.put_whole(pointer(get(row, 2), np.int32), 0, W, loads(y, 0, 1, 0, 2, W, 1, W), 1 << 24)
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("W", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_every_few_numbers_make_a_register_and_so_do_their_places(step, W, T):
-    x, places, y = np.arange(100, 100 + (W - 1) * step + 1).astype(T), np.zeros(2 * W, np.int32), np.zeros(2 * W, T)
-    run([row(compiled(every_few, step, W, T), address_of(x), address_of(y), address_of(places))], 1, 1)
-    assert (y[:W] == x[::step]).all() and (y[W:] == 5 + step * np.arange(W)).all() and (places == (1 << 24) + y.astype(np.int32)).all()
-
-
-def put_together(STEP, W, T):
-    FEWER = STEP - 1
-
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        simd.together(y, 1, loads(x, 0, 1, 0, 1, 0, STEP, W))
-        stores(y, 1 + STEP * W, 1, 0, 1, 0, STEP, W, simd.add_first(loads(x, 0, 1, 0, 1, 0, STEP, W), loads(x, STEP * W, 1, 0, 1, 0, 1, W), FEWER))
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("W", [1, 2, 4, 8])
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
-def test_registers_are_put_together_number_by_number_and_some_are_added_to(step, W, T):
-    x, y = np.arange((step + 1) * W).astype(T), np.full(2 + 2 * step * W, -1, T)
-    run([row(compiled(put_together, step, W, T), address_of(x), address_of(y))], 1, 1)
-    rows = x.reshape(step + 1, W)
-    assert (y[1 : 1 + step * W] == rows[:step].T.ravel()).all() and y[0] == y[-1] == -1
-    added = rows[:step] + rows[step] * (np.arange(step) < step - 1)[:, None]
-    assert (y[1 + step * W : -1] == added.ravel()).all()
 
 
 def larger(W, T):
@@ -335,43 +243,9 @@ def test_the_largest_number_of_a_register_wherever_it_is_and_a_nan_wins(W, T):
             np.testing.assert_array_equal(play(largest_of, (W, T), np.zeros(1, T), x), T([found]))
 
 
-def turned(W, T):
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 0, W, W, 1, 0, 1, W, transposed(loads(x, 0, W, W, 1, 0, 1, W)))
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("W", WIDTHS)
-def test_a_square_of_registers_is_transposed(W, T):
-    x = np.arange(W * W, dtype=T).reshape(W, W)
-    assert_same(play(turned, (W, T), np.zeros((W, W), T), x), x.T.copy())
-
-
-def part(ROWS, W, T):
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y, count = pointer(get(row, 0), T), pointer(get(row, 1), T), get(row, 2)
-        stores(y, 0, ROWS, W, 1, 0, 1, W, simd.firsts(x, get(row, 3), count, ROWS, get(row, 4), W))
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("W", WIDTHS)
-def test_a_part_of_a_register_is_read_and_nothing_behind_it(W, T):
-    page = np.full(3 * W, np.nan, T)  # what is not asked for would spoil a sum
-    for count in range(W + 1):
-        x, y = page.copy(), np.full((2, W), 7, T)
-        x[1 : 1 + count], x[1 + W : 1 + W + count] = np.arange(count), np.arange(count) + 10
-        run([row(compiled(part, 2, W, T), address_of(x), address_of(y), count, 1, W)], 1, 1)
-        want = np.zeros((2, W), T)
-        want[:, :count] = np.arange(count), np.arange(count) + 10
-        assert_same(y, want)
-
-
 MATRICES = {1: ((2, -1), (2, 1), (0, 0.5)), 2: ((1, 0), (-1, 3)), 3: ((1, 2, 4), (1, -2, 4), (0, 5, -5), (1, 1, 0))}
+
+
 transformed = congruence(MATRICES)
 
 
@@ -431,57 +305,6 @@ def test_windows_are_unpooled_to_where_their_numbers_came_from(W, T, rng):
     assert_same(play(unpools, (W, T), np.full((4, 4, W), np.nan, T), best, place), windows.transpose(0, 3, 1, 4, 2).reshape(4, 4, W).astype(T))
 
 
-def fetches(rows, count, written, T):
-    def kernel(row, image, slot, chunk, share, shares):
-        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        simd.fetch(x, 1, rows, 1 << 40, count, written)  # the second row is nobody's memory
-        put(y, 0, get(x, 1))
-
-    return kernel
-
-
-@pytest.mark.parametrize("T", DTYPES)
-@pytest.mark.parametrize("written", [0, 1])
-@pytest.mark.parametrize("rows, size, lines", [(1, 0, 1), (2, 0, 2), (2, 5 * LINE // 2, 2 * 4)])
-def test_lines_are_asked_for_and_nothing_is_read(rows, size, lines, written, T, rng):
-    """Two lines and a half are four, if they begin within one."""
-    x, constants = rng.standard_normal(64).astype(T), (rows, max(1, size // np.dtype(T).itemsize), written, T)
-    assert play(fetches, constants, np.zeros(1, T), x)[0] == x[1]
-    asked = re.findall(r"call void @llvm\.prefetch.*i32 (\d), i32 (\d), i32 1\)", compiler.kernel_text(fetches(*constants)))
-    assert asked == [(str(written), str(2 + written))] * lines
-
-
-def shares_and_chunks(T):
-    def kernel(row, image, slot, chunk, share, shares):
-        y = pointer(get(row, 0), T)
-        put(y, image * 8 + share, get(y, image * 8 + share) + 1.0 + slot * 0.0)
-
-    return kernel
-
-
-@pytest.mark.parametrize("images, chunks, shares", [(1, 1, 8), (7, 3, 2), (5, 5, 1), (16, 8, 4)])
-def test_every_image_is_played_once_by_each_of_its_shares(images, chunks, shares):
-    done = np.zeros((images, 8), np.float32)
-    run([row(compiled(shares_and_chunks, np.float32), address_of(done))], images, chunks, shares)
-    assert (done[:, :shares] == 1).all() and (done[:, shares:] == 0).all()
-
-
-def test_terms_are_listed_where_taps_have_few_of_them_and_the_list_is_short():
-    assert [tiles.listed(9, terms) for terms in (1, 3, 31, 32, 64)] == [1, 1, 1, 0, 0]
-    assert tiles.listed(1, 3) == tiles.listed(0, 3) == 0, "one run is one loop already"
-    assert tiles.listed(25, 20) == 1 and tiles.listed(25, 21) == 0
-
-
-def test_scratch_memory_is_aligned_to_cache_lines():
-    assert all(scratch_address(size) % 64 == 0 for size in (1, 1000, 1_000_000, 7))
-
-
-def test_the_address_of_an_array_is_where_numpy_says_that_its_memory_begins():
-    whole = np.zeros((6, 7), np.float32)
-    for array in (whole, whole[1:], whole[:, 3:], whole.T, np.zeros(0), np.zeros((), np.int32)):
-        assert address_of(array) == array.__array_interface__["data"][0]
-
-
 def wrong_count(T):
     def kernel(row, image, slot, chunk, share, shares):
         x = pointer(get(row, 0), T)
@@ -496,13 +319,6 @@ def test_tiles_that_do_not_fit_are_refused_when_the_kernel_is_compiled():
         compiled(wrong_count, np.float32)
     with pytest.raises(Exception, match="4 and 4 registers are no 4 terms of 4 sums"):
         compiled(wrong_terms, np.float32)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_chosen_tiles_fit_into_the_registers(dtype):
-    for rows, columns, lanes in [(1, 1, 4), (6, 6, 16), (13, 13, 16), (16, 16, 64), (30, 30, 32), (3, 7, 100), (112, 112, 24)]:
-        r, c, v, w = tiles.best(rows, columns, lanes, 288, 9, dtype)
-        assert r <= rows and c <= columns and v * w <= lanes and r * c * v + v < TARGET.registers
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
