@@ -35,7 +35,7 @@ from tinynet.kernels.cpu.images import Images, chunk_sums, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
 from tinynet.kernels.cpu.tiles import fitting
-from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles, pitch, turned_pays
+from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles, WeightsTiles, pitch, turned_pays
 
 
 def _norm(last, first, second, terms: float) -> float:
@@ -124,11 +124,11 @@ def _call(m: int, x: Images, size: tuple[int, int, int, int], weight, weights: d
     apart = y.first or lanes > y.channels  # else tiles store their outputs where they belong
     entered, made = lines(high * wide * channels, dtype), lines(y.rows * y.columns * lanes, dtype) if apart else 0
     u_pitch = pitch(x.channels * lanes, dtype)
-    u, taps, scratch, ours, theirs = _cut(dtype, (m + 2) ** 2 * u_pitch, slots * 9 * w, slots * work, places.copies * entered, places.copies * made)
+    u, taps, scratch, ours, theirs = _cut(dtype, (m + 2) ** 2 * u_pitch, slots * 9 * w * kernels.MADE, slots * work, places.copies * entered, places.copies * made)
     ours = (ours, *places.steps(entered, item))
     theirs = (theirs, *places.steps(made, item)) if apart else (y.address, 0, y.image * item)
     weight = np.ascontiguousarray(weight)
-    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **weights, u=u, u_pitch=u_pitch, taps=(taps, 9 * w * item))
+    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **weights, u=u, u_pitch=u_pitch, taps=(taps, 9 * w * kernels.MADE * item))
     transformed = named(compiled(kernels.weights_in, m, w, dtype), kernels.WEIGHTS, numbers)
     rows = [_enter(x, high, wide, top, left, ours), main(_Between(ours, wide * channels, theirs, y.columns * lanes, u, u_pitch, (scratch, work * item)))]
     if apart:
@@ -195,7 +195,7 @@ def _weights_gradient(m: int, dy, x, out, weight_shape, **window) -> None:
     (top, _), (left, _) = window["padding"]
     dtype, item, slots = x.array.dtype.type, x.item, threads.count()
     channels, lanes, high, wide = lanes_of(x.channels), lanes_of(dy.channels), ceil(dy.rows / m) * m, ceil(dy.columns / m) * m
-    tiles, w = Tiles(m, dy.rows, dy.columns, channels, x.channels, lanes, dtype, gradient=True), fitting(lanes, dtype)
+    tiles, w = WeightsTiles(m, dy.rows, dy.columns, channels, x.channels, lanes, dtype), fitting(lanes, dtype)
     # The chunks, and with them the order of every sum, depend on the shapes alone: not on the number of threads.
     sums_pitch = pitch(x.channels * lanes, dtype)
     size = (m + 2) ** 2 * sums_pitch

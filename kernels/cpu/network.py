@@ -89,7 +89,7 @@ class Network(Convolutions, Winograd, Im2col, Layers):
     @cached_property
     def apart(self) -> bool:
         """Whether some layer runs over all images at once in any case: then what lies between layers is in memory for all of them."""
-        return any(unit.kind == "linear" and self.wide(unit) or unit.kind == "conv2d" and not self.by_winograd(unit) and self.blocks(unit) for unit in self.units)
+        return any(unit.kind == "linear" and self.wide(unit) or unit.kind == "conv2d" and (self.sums_over_the_batch(unit) if self.by_winograd(unit) else self.blocks(unit)) for unit in self.units)
 
     # --- optimisers ---------------------------------------------------------------------------------------------------------
 
@@ -132,6 +132,7 @@ class Network(Convolutions, Winograd, Im2col, Layers):
                 for step in steps:
                     for buffer in step.touches:
                         buffer.phases.add(number)
+                        buffer.kept |= step.once and self.images > 1  # whoever goes over all images at once
                 number += 1
         self.size = lay_out(self.memories, self.images, self.slots, self.item)
         self.programs = [self.program(phases) for phases in self.phases]
@@ -140,7 +141,7 @@ class Network(Convolutions, Winograd, Im2col, Layers):
         found: list[tuple[list[Step], int, int, int]] = []
         for step in steps:
             if step.once:
-                schedule = (1, 1, 0)
+                schedule = (1, 1, step.shares)
                 joins = step.with_before and id(step) not in breaks
             else:
                 schedule = (self.images, self.chunks, step.shares or self.shares(step.flops))

@@ -203,6 +203,8 @@ class Convolutions(Planner):
         # Where nobody else reads the gradient before pooling, the weights' own kernel makes it on the way.
         at_once = unit.pool and self.by_winograd(unit) and self.needs.get(unit.weight) and not self.needs.get(unit.x)
         reached = sums or (self.summed(lanes, f"bias of value {unit.output}, which has none") if unit.pool else None)
+        if at_once and self.gradient_over_the_batch(unit):
+            reached.copies = 1
         if unit.pool and not at_once:
             dy, winner = dz, self.views[unit.output, "winner"]
             dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")

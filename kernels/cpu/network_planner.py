@@ -302,7 +302,7 @@ class Planner:
         gradient = self.weight_gradient(value)
 
         def build():
-            return [(self.kernel(layers.row_sums), layers.FEATURES, dict(count=count, images=self.chunks, dy=At(sums, alone=True), dy_row=sums.step // self.item, y=At(gradient, alone=True)))]
+            return [(self.kernel(layers.row_sums), layers.FEATURES, dict(count=count, images=sums.copies, dy=At(sums, alone=True), dy_row=sums.step // self.item, y=At(gradient, alone=True)))]
 
         self.step("sums of chunks", build, [], 16 * count, once=True, into=self.finish, with_before=True)
 

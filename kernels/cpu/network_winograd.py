@@ -11,6 +11,9 @@ from tinynet.kernels.cpu.images import chunk_sums
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
+MATRICES, SUMS = 4 << 20, 1 << 20  # bytes of matrices, of weights and of sums for their gradient, that still lie in memory where there are several images
+LEAST = 32  # lanes that are worth transforming all images for
+
 
 class Winograd(Planner):
     def by_winograd(self, unit: Unit) -> int:
@@ -20,10 +23,39 @@ class Winograd(Planner):
         plain = kernel == [3, 3] and (*unit.window["stride"], *unit.window["dilation"], unit.window["groups"]) == (1,) * 5
         return tiles_winograd.best_size(*self.taps(unit)[4]) if self.math == "winograd" and unit.kind == "conv2d" and plain and k >= 16 and c >= 3 else 0
 
-    def own_weights(self, m: int, outputs: tuple[int, int], channels: int, terms: int, lanes: int) -> bool:
-        """Whether trained weights are transformed where they are read, and their gradient where it is summed up: where one image reads them
-        once, their matrices, up to four times as large as they and no smaller than its own, need not go through memory."""
-        return self.images == 1 and self.training and tiles_winograd.weights_outweigh(m, *outputs, channels, terms, lanes)
+    def own(self, m: int, outputs: tuple[int, int], channels: int, terms: int, lanes: int, most: int) -> bool:
+        """Whether a kernel transforms weights where it reads them, or their gradient where it sums it up, so that their matrices, up to
+        four times as large as they, never go through memory: for one trained image, if they are no smaller than its own; else
+        from `most` bytes on, then for many images at a time."""
+        if self.images == 1 and self.training:
+            return tiles_winograd.weights_outweigh(m, *outputs, channels, terms, lanes)
+        return terms > tiles_winograd.FEW and (m + 2) ** 2 * terms * lanes * self.item >= most
+
+    def _over_the_batch(self, unit: Unit, most: int) -> bool:
+        k, c, _, _ = self.graph.shapes[unit.weight]
+        return self.images > 1 and self.own(self.by_winograd(unit), self.taps(unit)[4], lanes_of(c), c, lanes_of(k), most)
+
+    def sums_over_the_batch(self, unit: Unit) -> bool:
+        """Whether the convolution itself goes over many images at a time."""
+        return self._over_the_batch(unit, MATRICES)
+
+    def gradient_over_the_batch(self, unit: Unit) -> bool:
+        """Whether its weights' gradient does."""
+        return self._over_the_batch(unit, SUMS)
+
+    def parts(self, m: int, outputs: tuple[int, int], lanes: int, flops: float) -> tuple[int, bool]:
+        """(into how many parts threads cut what a kernel with weights of its own does, whether by lanes). By images, each part makes
+        all weights; by lanes, each transforms all images."""
+        if self.images == 1:
+            return self.shares(flops), True
+        groups = self.images * prod(ceil(n / m) for n in outputs) // tiles_winograd.TOGETHER
+        if groups >= self.slots:
+            return min(groups // self.slots, 4) * self.slots, False
+        return self.cut_lanes(lanes), True
+
+    def cut_lanes(self, lanes: int) -> int:
+        """Into how many parts."""
+        return max(1, min(self.slots, lanes // LEAST))
 
     def weights_read(self, unit: Unit, forward: bool, flip: bool) -> dict:
         """Where Winograd's kernels find the weights of a term and a lane, and how many lanes have some."""
@@ -38,7 +70,7 @@ class Winograd(Planner):
         lanes, W = lanes_of(count), tiles.fitting(lanes_of(count), self.T)
         pitch = tiles_winograd.pitch(terms * lanes, self.T)
         u = self.memory(Memory((m + 2) ** 2 * pitch, f"transformed weights of value {unit.output}"))
-        taps = self.memory(Memory(9 * W, "taps", self.slots))
+        taps = self.memory(Memory(9 * W * tiles_winograd.MADE, "taps", self.slots))
         seen = self.seen(unit) if forward else {}
 
         def build():
@@ -50,10 +82,15 @@ class Winograd(Planner):
 
     def winograd(self, what: str, m: int, unit: Unit, x: View, start, channels: int, terms: int, forward: bool, outputs, y: View, lanes: int, flops: float, pool: bool = False, bias=None, add=None, relu=False, winner=None, mask=None) -> None:
         """A convolution by Winograd's algorithm, of outputs rows x columns; its own or, not forward, that of the images' gradient."""
-        shares, down = self.shares(flops), ceil(outputs[0] / m)
-        own = self.own_weights(m, outputs, channels, terms, lanes)
-        by_lanes = own or shares > down
-        cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=shares if own or not by_lanes else 1, own=own)
+        own = self.own(m, outputs, channels, terms, lanes, MATRICES)
+        batch = own and self.images > 1
+        if own:
+            shares, by_lanes = self.parts(m, outputs, lanes, flops)
+            cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=shares if by_lanes else 1, own=True, images=self.images)
+        else:
+            shares = self.shares(flops)
+            by_lanes = shares > ceil(outputs[0] / m)
+            cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=1 if by_lanes else shares)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
         if own:
             weights = dict(u=At(Outside(unit.weight), alone=True), u_pitch=cut.own_pitch, **self.weights_read(unit, forward, flip=not forward))
@@ -76,7 +113,8 @@ class Winograd(Planner):
                 numbers.update(winner=At(winner))
             return [(self.kernel(tiles_winograd.winograd, *cut.constants, int(pool)), tiles_winograd.WINOGRAD, numbers)]
 
-        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, y.memory, add and add.memory, mask and mask.memory, winner], flops)
+        touches = [x.memory, y.memory, add and add.memory, mask and mask.memory, winner]
+        self._convolve(f"{what}, Winograd {m} x {m}", build, touches, flops, batch, shares if batch else 0)
 
     def winograd_dx(self, m: int, unit: Unit, dz: Buffer, padding: tuple[int, int], dx: View, add: View | None, mask: View | None) -> None:
         """The images' gradient, by tiles of dz."""
@@ -108,8 +146,11 @@ class Winograd(Planner):
         x, gradient = self.conv_input(unit, m), self.weight_gradient(unit.weight)
         dz.need(0, -rows % m // window, 0, -columns % m // window)
         channels, lanes = lanes_of(c), lanes_of(k)
-        own, flops = self.own_weights(m, (rows, columns), channels, c, lanes), self.operations(unit)
-        cut = tiles_winograd.Tiles(m, rows, columns, channels, c, lanes, self.T, shares=self.shares(flops) if own else 1, own=own, gradient=True)
+        own, flops = self.own(m, (rows, columns), channels, c, lanes, SUMS), self.operations(unit)
+        batch, shares = own and self.images > 1, 1
+        if own:
+            shares = self.cut_lanes(lanes) if batch else self.shares(flops)
+        cut = tiles_winograd.WeightsTiles(m, rows, columns, channels, c, lanes, self.T, shares=shares, own=own, images=self.images if own else 1)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
         pitch = tiles_winograd.pitch(c * lanes, self.T)
         sums = gradient if own else self.summed((m + 2) ** 2 * pitch, f"weights of value {unit.output}")
@@ -125,7 +166,7 @@ class Winograd(Planner):
             return [(self.kernel(tiles_winograd.winograd_dw, *cut.constants, int(reached is not None)), tiles_winograd.WINOGRAD_DW, numbers)]
 
         what = "gradients to the winners and of the weights" if reached else "gradient of the weights"
-        self.step(f"{what}, Winograd {m} x {m}", build, [x.memory, dz, winner], flops)
+        self._convolve(f"{what}, Winograd {m} x {m}", build, [x.memory, dz, winner], flops, batch, shares if batch else 0)
         if own:
             return
         W = tiles.fitting(lanes, self.T)

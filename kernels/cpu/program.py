@@ -74,8 +74,8 @@ def _player(name: str, count: int):
 
 def play(table: int, slots: int) -> None:
     """Plays the table at an address on at most `slots` threads; its kernels see slots below that number."""
-    pool, players = threads.pool(), _players()
-    if slots == 1 or not pool.mutex.acquire(False):
+    players, pool = _players(), threads.pool() if slots > 1 else None
+    if pool is None or not pool.mutex.acquire(False):
         players.alone(table)  # other Python threads have the workers
         return
     try:

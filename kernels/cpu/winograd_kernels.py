@@ -6,7 +6,7 @@ from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, full, get, if_positive, kept, loads, outer_fma, pointer, pooled, product, relu, side_by_side, splats, stores, unpooled, winners, zeros
 from tinynet.kernels.cpu.copies_kernels import changes, copy, place, sums_of, transpose, zero
-from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, WINOGRAD_DX, A, B, G
+from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, MADE, WEIGHTS, WEIGHTS_OUT, WINOGRAD, WINOGRAD_DW, WINOGRAD_DX, A, B, G
 
 
 def _turned(matrices: dict) -> dict:
@@ -21,17 +21,22 @@ to_outputs, to_images, to_weights = congruence(_turned(A)), congruence(B), congr
 
 
 def _of_weights(M, W):
-    """A function for (G g G^T)[k] of `there` lanes' weights g, 3 x 3 at w[at + lane * w_lane], 0 in the other lanes: to u[to + k * pitch].
-    scratch: taps[hold:], 9 * W elements."""
-    MATRICES = (M + 2) ** 2
+    """A function for (G g G^T)[k] of `many` terms and W lanes, `there` of which have weights g, 3 x 3 at w[at + term * w_term + lane * w_lane],
+    and 0 is in the others: to u[to + k * pitch + term * u_term]. scratch: taps[hold:], 9 * W * many elements."""
+    MATRICES, TAPS = (M + 2) ** 2, 9 * W
 
     @inline
-    def transformed(w, at, w_lane, there, flip, taps, hold, u, to, pitch):
+    def transformed(w, at, w_term, w_lane, there, many, flip, taps, hold, u, to, u_term, pitch):
         if there < W:
-            zero(taps, hold, 9 * W)
-        transpose(w, at, w_lane, taps, hold, W, there, 9)
+            zero(taps, hold, TAPS * many)
+        if w_term == 9:  # a lane's terms follow one another
+            transpose(w, at, w_lane, taps, hold, W, there, 9 * many)
+        else:
+            for term in range(many):
+                transpose(w, at + term * w_term, w_lane, taps, hold + term * TAPS, W, there, 9)
         first, step = (hold + 8 * W, -W) if flip != 0 else (hold, W)
-        stores(u, to, MATRICES, pitch, 1, 0, 1, W, of_weights(loads(taps, first, 9, step, 1, 0, 1, W), M))
+        for term in range(many):
+            stores(u, to + term * u_term, MATRICES, pitch, 1, 0, 1, W, of_weights(loads(taps, first + term * TAPS, 9, step, 1, 0, 1, W), M))
 
     return transformed
 
@@ -40,7 +45,7 @@ def weights_in(M, W, T):
     """u[k, term, lane] = (G g G^T)[k], g the 3 x 3 weights at w + term * w_term + lane * w_lane; 0 in lanes from `count` on.
 
     Forward: terms are input channels, lanes the output's. Images' gradient: the other way round, and `flip`: taps are read
-    backwards. Shares split the terms. taps: scratch memory, 9 * W elements a slot. seen: as for layers.pack, but only forward.
+    backwards. Shares split the terms. taps: scratch memory, 9 * W * MADE elements a slot. seen: as for layers.pack, but only forward.
     """
     transformed, changed = _of_weights(M, W), changes(T)
 
@@ -51,10 +56,10 @@ def weights_in(M, W, T):
         begin, end, seen = terms * share // shares, terms * (share + 1) // shares, get(row, WEIGHTS.seen)
         if seen != 0 and not changed(get(row, WEIGHTS.w), seen, begin * w_term, count, w_lane, (end - begin) * 9):
             return
-        for term in range(begin, end):
+        for c in range(begin, end, MADE):
             for o in range(0, lanes, W):
                 o = min(o, lanes - W)
-                transformed(w, term * w_term + o * w_lane, w_lane, max(0, min(W, count - o)), get(row, WEIGHTS.flip), taps, 0, u, term * lanes + o, pitch)
+                transformed(w, c * w_term + o * w_lane, w_term, w_lane, max(0, min(W, count - o)), min(MADE, end - c), get(row, WEIGHTS.flip), taps, 0, u, c * lanes + o, lanes, pitch)
 
     return kernel
 
@@ -113,16 +118,18 @@ def _entering(M, X, ABREAST):
     return enter
 
 
-def _multiplying(R, V, W):
+def _multiplying(R, V, W, PADDED):
     """A function for one of the matrix products, tiles x channels at work[v] by terms x lanes at u[q], of which V * W lanes: to work[m],
-    R tiles at a time."""
+    R tiles at a time. PADDED: there is room for a multiple of R, and `more` may add to what is there."""
     N, LANES = R * V, V * W
 
     @inline
-    def multiply(work, v, tiles, channels, u, q, terms, lanes, m):
+    def multiply(work, v, tiles, channels, u, q, terms, lanes, m, more):
         for t in range(0, tiles, R):
-            t = max(0, min(t, tiles - R))
+            t = t if PADDED else max(0, min(t, tiles - R))
             acc, at, weights = zeros(work, N, W), v + t * channels, q
+            if PADDED and more:
+                acc = loads(work, m + t * LANES, R, LANES, 1, 0, V, W)
             for c in range(terms):
                 acc = outer_fma(acc, splats(work, at, R, channels, 1, 0, W), loads(u, weights, 1, 0, 1, 0, V, W))
                 at += 1
@@ -145,24 +152,23 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
 
     FEW: `terms`, if they are so few that a matrix' weights for V * W lanes stay in registers over all tiles; else 0.
 
-    OWN: u is nowhere in memory: the weights are transformed here, V * W lanes at a time, into scratch memory. (All tiles are one block.)
+    OWN: u is nowhere in memory: the weights of so many terms and V * W lanes at a time are transformed here, into scratch memory. All
+    tiles of an image are one block, and those of `together` images; there may be more `images` in a call.
 
-    Shares split the rows of tiles, or, `by_lanes`, blocks of V * W channels, for which each transforms x again.
+    Shares split the images, if there are more than one; else the rows of tiles. Or, `by_lanes`, blocks of V * W channels, for which each
+    transforms x again.
     """
     N, LANES, WINDOWS, MATRICES, TERMS = R * V, V * W, M // 2, (M + 2) ** 2, max(FEW, 1)
-    enter, multiply, transformed = _entering(M, X, ABREAST), _multiplying(R, V, W), _of_weights(M, W)
+    enter, multiply, transformed = _entering(M, X, ABREAST), _multiplying(R, V, W, OWN > 0), _of_weights(M, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
         channels, terms, lanes = get(row, WINOGRAD.channels), get(row, WINOGRAD.terms), get(row, WINOGRAD.lanes)
-        x, iy, ix = place(row, WINOGRAD.x, image, slot, T), get(row, WINOGRAD.iy), get(row, WINOGRAD.ix)
+        iy, ix, images, together = get(row, WINOGRAD.iy), get(row, WINOGRAD.ix), get(row, WINOGRAD.images), get(row, WINOGRAD.together)
         u, u_pitch, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.u_pitch), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD.work) + slot * get(row, WINOGRAD.work_slot), T), get(row, WINOGRAD.v_pitch), get(row, WINOGRAD.m_pitch)
-        y, oy, ox = place(row, WINOGRAD.y, image, slot, T), get(row, WINOGRAD.oy), get(row, WINOGRAD.ox)
-        add_to, mask, asked = get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
-        before, before_y, before_x = place(row, WINOGRAD.add, image, slot, T), get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x)
-        passed, passed_y, passed_x = place(row, WINOGRAD.mask, image, slot, T), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
-        winner = place(row, WINOGRAD.winner, image, slot, T)
+        oy, ox, add_to, mask, asked = get(row, WINOGRAD.oy), get(row, WINOGRAD.ox), get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
+        before_y, before_x, passed_y, passed_x = get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
 
         # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
         # one share does both, in order, so that the result does not depend on who is first.
@@ -175,53 +181,66 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
             begin, end, first_block, last_block = 0, whole, blocks * share // shares, blocks * (share + 1) // shares
         if begin < end == whole:
             end = (rows + M - 1) // M
-        for top in range(begin, end, block):
-            tiles = min(block, end - top) * across
-            for t in range(0, tiles, across):
-                enter(x, min((top + t // across) * M, rows - M) * iy, iy, ix, columns, even, across, channels, work, t * channels, v_pitch)
-            for b in range(first_block, last_block):
-                o = min(b * LANES, lanes - LANES)
-                if OWN:
-                    for term in range(terms):
-                        for lane in range(o, o + LANES, W):
-                            there = max(0, min(W, count - lane))
-                            transformed(w, term * w_term + lane * w_lane, w_lane, there, flip, work, taps, work, own + term * LANES + lane - o, own_pitch)
-                for k in range(MATRICES):
-                    if OWN:
-                        multiply(work, k * v_pitch, tiles, channels, work, own + k * own_pitch, terms, LANES, products + k * m_pitch)
+        if images > 1 and get(row, WINOGRAD.by_lanes) == 0:
+            image, images = images * share // shares, images * (share + 1) // shares - images * share // shares
+            begin, end = 0, (rows + M - 1) // M
+        for first in range(image, image + images, together):
+            group = min(together, image + images - first)
+            for top in range(begin, end, block):
+                each = min(block, end - top) * across
+                tiles = group * each
+                for n in range(group):
+                    x = place(row, WINOGRAD.x, first + n, slot, T)
+                    for t in range(0, each, across):
+                        enter(x, min((top + t // across) * M, rows - M) * iy, iy, ix, columns, even, across, channels, work, (n * each + t) * channels, v_pitch)
+                for b in range(first_block, last_block):
+                    o = min(b * LANES, lanes - LANES)
+                    if OWN > 0:
+                        for c in range(0, terms, OWN):
+                            many = min(OWN, terms - c)
+                            for lane in range(o, o + LANES, W):
+                                there = max(0, min(W, count - lane))
+                                transformed(w, c * w_term + lane * w_lane, w_term, w_lane, there, many, flip, work, taps, work, own + lane - o, LANES, own_pitch)
+                            for k in range(MATRICES):
+                                multiply(work, k * v_pitch + c, tiles, channels, work, own + k * own_pitch, many, LANES, products + k * m_pitch, c > 0)
                     elif FEW > 0:
-                        weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
-                        for t in range(0, tiles, R):
-                            t = max(0, min(t, tiles - R))
-                            acc = product(zeros(y, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
-                            stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
+                        for k in range(MATRICES):
+                            weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
+                            for t in range(0, tiles, R):
+                                t = max(0, min(t, tiles - R))
+                                acc = product(zeros(work, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
+                                stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
                     else:
-                        multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch)
-                for t in range(tiles):
-                    i, j = min((top + t // across) * M, rows - M), min(t % across * M, columns - M)
-                    for lane in range(o, o + LANES, W):
-                        acc = to_outputs(loads(work, products + t * LANES + lane - o, MATRICES, m_pitch, 1, 0, 1, W), M)
-                        if POOL:
-                            best, to = pooled(acc, WINDOWS, 1), i // 2 * oy + j // 2 * ox + lane
-                            out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
-                            if relus != 0:
-                                out = relu(out)
-                            stores(y, to, WINDOWS, oy, WINDOWS, ox, 1, W, out)
-                            if asked != 0:
-                                found = winners(acc, best, WINDOWS, 1)
-                                if relus != 0:
-                                    found = if_positive(found, out, -1.0)
-                                stores(winner, to, WINDOWS, oy, WINDOWS, ox, 1, W, found)
-                        else:
-                            if bias != 0:
-                                acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
-                            if add_to != 0:
-                                acc = add(acc, loads(before, i * before_y + j * before_x + lane, M, before_y, M, before_x, 1, W))
-                            if relus != 0:
-                                acc = relu(acc)
-                            if mask != 0:
-                                acc = kept(acc, loads(passed, i * passed_y + j * passed_x + lane, M, passed_y, M, passed_x, 1, W))
-                            stores(y, i * oy + j * ox + lane, M, oy, M, ox, 1, W, acc)
+                        for k in range(MATRICES):
+                            multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch, False)
+                    for n in range(group):
+                        y, winner = place(row, WINOGRAD.y, first + n, slot, T), place(row, WINOGRAD.winner, first + n, slot, T)
+                        before, passed = place(row, WINOGRAD.add, first + n, slot, T), place(row, WINOGRAD.mask, first + n, slot, T)
+                        for t in range(each):
+                            i, j, at = min((top + t // across) * M, rows - M), min(t % across * M, columns - M), products + (n * each + t) * LANES - o
+                            for lane in range(o, o + LANES, W):
+                                acc = to_outputs(loads(work, at + lane, MATRICES, m_pitch, 1, 0, 1, W), M)
+                                if POOL:
+                                    best, to = pooled(acc, WINDOWS, 1), i // 2 * oy + j // 2 * ox + lane
+                                    out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                                    if relus != 0:
+                                        out = relu(out)
+                                    stores(y, to, WINDOWS, oy, WINDOWS, ox, 1, W, out)
+                                    if asked != 0:
+                                        found = winners(acc, best, WINDOWS, 1)
+                                        if relus != 0:
+                                            found = if_positive(found, out, -1.0)
+                                        stores(winner, to, WINDOWS, oy, WINDOWS, ox, 1, W, found)
+                                else:
+                                    if bias != 0:
+                                        acc = add(acc, loads(pointer(bias, T), lane, 1, 0, 1, 0, 1, W))
+                                    if add_to != 0:
+                                        acc = add(acc, loads(before, i * before_y + j * before_x + lane, M, before_y, M, before_x, 1, W))
+                                    if relus != 0:
+                                        acc = relu(acc)
+                                    if mask != 0:
+                                        acc = kept(acc, loads(passed, i * passed_y + j * passed_x + lane, M, passed_y, M, passed_x, 1, W))
+                                    stores(y, i * oy + j * ox + lane, M, oy, M, ox, 1, W, acc)
 
     return kernel
 
@@ -233,7 +252,7 @@ def winograd_dx(M, R, V, W, X, T):
     rows, columns: of dy, which must be 0 up to their next multiples of M. V * W divides `lanes`. u (`weights_in`): its terms are dy's
     channels, not flipped. Then `add` and ReLU's mask, as in `winograd`. Shares split the lanes; each transforms dy for itself.
     """
-    LANES, MATRICES, SIDE, multiply = V * W, (M + 2) ** 2, M + 2, _multiplying(R, V, W)
+    LANES, MATRICES, SIDE, multiply = V * W, (M + 2) ** 2, M + 2, _multiplying(R, V, W, False)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD_DX.rows), get(row, WINOGRAD_DX.columns), get(row, WINOGRAD_DX.block)
@@ -263,7 +282,7 @@ def winograd_dx(M, R, V, W, X, T):
                     stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_gradients(loads(dy, at + c, M, gy, M, gx, 1, X), M))
             for o in range(first, last, LANES):
                 for k in range(MATRICES):
-                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch)
+                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch, False)
                 for t in range(tiles):
                     to = sums + (top + t // across) * M * sums_y + t % across * M * sums_x
                     for lane in range(o, o + LANES, W):
@@ -307,8 +326,8 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     POOL: dy is the gradient of the maxima of 2 x 2 windows, M x M / 4 numbers of it and of `winner` make a tile, and a chunk's sums of what
     reaches a winner, the bias' gradient, are added to `reached`. So the gradient before pooling, four times as large and mostly zeros, is nowhere in memory.
 
-    OWN: `sums` is the gradient itself, of `count` lanes, of one image whose tiles are one block: the sums of OWN terms and V * W lanes at a
-    time are in scratch memory, and transformed back at once. Then shares split the lanes.
+    OWN: `sums` is the gradient itself, of `count` lanes: the sums of OWN terms and V * W lanes at a time over the tiles of `together` of
+    `images` are in scratch memory, and transformed back at once. Then shares split the lanes.
     """
     N, LANES, MATRICES, WINDOWS, WINNERS, TAPS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2, 9 * W
     enter, add_tiles = _entering(M, X, 1), _summing(R, V, W)
@@ -316,64 +335,79 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block)
         channels, terms, lanes = get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.terms), get(row, WINOGRAD_DW.lanes)
-        x, iy, ix = place(row, WINOGRAD_DW.x, image, slot, T), get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix)
-        dy, gy, gx = place(row, WINOGRAD_DW.dy, image, slot, T), get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
+        iy, ix, images, together = get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix), get(row, WINOGRAD_DW.images), get(row, WINOGRAD_DW.together)
+        gy, gx = get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
         s_pitch, (sums, adds) = get(row, WINOGRAD_DW.sums_pitch), sums_of(row, WINOGRAD_DW.sums, image, chunk, T)
-        winner, winner_y, winner_x = place(row, WINOGRAD_DW.winner, image, slot, T), get(row, WINOGRAD_DW.winner_y), get(row, WINOGRAD_DW.winner_x)
-        ones = full(dy, T(1), WINNERS, W)
+        winner_y, winner_x = get(row, WINOGRAD_DW.winner_y), get(row, WINOGRAD_DW.winner_x)
+        ones = full(work, T(1), WINNERS, W)
         reached = pointer(get(row, WINOGRAD_DW.reached) + chunk * get(row, WINOGRAD_DW.reached_chunk), T)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
         third, own_pitch, count = MATRICES * (v_pitch + m_pitch), get(row, WINOGRAD_DW.own_pitch), get(row, WINOGRAD_DW.count)
         taps, first, last = third + MATRICES * own_pitch, 0, lanes
         if OWN > 0:
             first, last = lanes // LANES * share // shares * LANES, lanes // LANES * (share + 1) // shares * LANES
-        for top in range(0, down, block):
-            tiles = min(block, down - top) * across
-            for t in range(0, tiles, across):
-                enter(x, (top + t // across) * M * iy, iy, ix, across * M, across, across, channels, work, t * channels, v_pitch)
-            for o in range(first, last, W):
-                total = zeros(dy, WINNERS, W)
-                for t in range(tiles):
-                    i, j = (top + t // across) * M, t % across * M
-                    if POOL:
-                        i, j = i // 2, j // 2
-                        places = loads(winner, i * winner_y + j * winner_x + o, WINDOWS, winner_y, WINDOWS, winner_x, 1, W)
-                        best = loads(dy, i * gy + j * gx + o, WINDOWS, gy, WINDOWS, gx, 1, W)
-                        patch = unpooled(best, places, WINDOWS, 1)
-                        total = add(total, if_positive(best, add(places, ones), 0.0))  # -1: ReLU let nothing pass
-                    else:
-                        patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
-                    stores(work, second + t * lanes + o, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
-                if POOL and (OWN > 0 or share == 0):
-                    whole = zeros(dy, 1, W)
-                    for vector in total:
-                        whole = add(whole, (vector,))
-                    if adds or top > 0:
-                        whole = add(whole, loads(reached, o, 1, 0, 1, 0, 1, W))
-                    stores(reached, o, 1, 0, 1, 0, 1, W, whole)
-            if OWN > 0:
-                for o in range(first, last, LANES):
-                    for c in range(0, terms, OWN):
-                        many = min(OWN, terms - c)
-                        for k in range(MATRICES):
-                            for r in range(0, many, R):
-                                acc = add_tiles(zeros(sums, N, W), work, k * v_pitch + c + r, channels, second + k * m_pitch + o, lanes, tiles)
-                                stores(work, third + k * own_pitch + r * LANES, R, LANES, 1, 0, V, W, acc)
-                        for lane in range(0, LANES, W):
-                            for r in range(many):
-                                total = loads(work, third + r * LANES + lane, MATRICES, own_pitch, 1, 0, 1, W)
-                                stores(work, taps + r * TAPS, 9, W, 1, 0, 1, W, to_weights(total, M))
-                            transpose(work, taps, W, sums, ((o + lane) * terms + c) * 9, terms * 9, many * 9, max(0, min(W, count - o - lane)))
-            else:
-                for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
-                    for c in range(0, terms, R):
-                        for o in range(0, lanes, LANES):
-                            at, acc = k * s_pitch + c * lanes + o, zeros(sums, N, W)
-                            if adds or top > 0:
-                                acc = loads(sums, at, R, lanes, 1, 0, V, W)
-                            acc = add_tiles(acc, work, k * v_pitch + c, channels, second + k * m_pitch + o, lanes, tiles)
-                            stores(sums, at, R, lanes, 1, 0, V, W, acc)
+        side = last - first  # lanes of dy that are transformed here
+        for begin in range(image, image + images, together):
+            group = min(together, image + images - begin)
+            for top in range(0, down, block):
+                each, more = min(block, down - top) * across, adds or begin > image or top > 0
+                tiles = group * each
+                for n in range(group):
+                    x = place(row, WINOGRAD_DW.x, begin + n, slot, T)
+                    for t in range(0, each, across):
+                        enter(x, (top + t // across) * M * iy, iy, ix, across * M, across, across, channels, work, (n * each + t) * channels, v_pitch)
+                for o in range(first, last, W):
+                    total = zeros(work, WINNERS, W)
+                    for n in range(group):
+                        dy, winner = place(row, WINOGRAD_DW.dy, begin + n, slot, T), place(row, WINOGRAD_DW.winner, begin + n, slot, T)
+                        for t in range(each):
+                            i, j, to = (top + t // across) * M, t % across * M, second + (n * each + t) * side + o - first
+                            if POOL:
+                                i, j = i // 2, j // 2
+                                places = loads(winner, i * winner_y + j * winner_x + o, WINDOWS, winner_y, WINDOWS, winner_x, 1, W)
+                                best = loads(dy, i * gy + j * gx + o, WINDOWS, gy, WINDOWS, gx, 1, W)
+                                patch = unpooled(best, places, WINDOWS, 1)
+                                total = add(total, if_positive(best, add(places, ones), 0.0))  # -1: ReLU let nothing pass
+                            else:
+                                patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
+                            stores(work, to, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
+                    if POOL and (OWN > 0 or share == 0):
+                        whole = zeros(work, 1, W)
+                        for vector in total:
+                            whole = add(whole, (vector,))
+                        if more:
+                            whole = add(whole, loads(reached, o, 1, 0, 1, 0, 1, W))
+                        stores(reached, o, 1, 0, 1, 0, 1, W, whole)
+                if OWN > 0:
+                    for o in range(first, last, LANES):
+                        for c in range(0, terms, OWN):
+                            many = min(OWN, terms - c)
+                            for k in range(MATRICES):
+                                for r in range(0, many, R):
+                                    acc = add_tiles(zeros(work, N, W), work, k * v_pitch + c + r, channels, second + k * m_pitch + o - first, side, tiles)
+                                    stores(work, third + k * own_pitch + r * LANES, R, LANES, 1, 0, V, W, acc)
+                            for lane in range(0, LANES, W):
+                                at, there = ((o + lane) * terms + c) * 9, max(0, min(W, count - o - lane))
+                                if more:
+                                    if there < W:
+                                        zero(work, taps, many * TAPS)
+                                    transpose(sums, at, terms * 9, work, taps, W, there, many * 9)
+                                for r in range(many):
+                                    weights = to_weights(loads(work, third + r * LANES + lane, MATRICES, own_pitch, 1, 0, 1, W), M)
+                                    if more:
+                                        weights = add(weights, loads(work, taps + r * TAPS, 9, W, 1, 0, 1, W))
+                                    stores(work, taps + r * TAPS, 9, W, 1, 0, 1, W, weights)
+                                transpose(work, taps, W, sums, at, terms * 9, many * 9, there)
+                else:
+                    for k in range(MATRICES * share // shares, MATRICES * (share + 1) // shares):
+                        for c in range(0, terms, R):
+                            for o in range(0, lanes, LANES):
+                                at, acc = k * s_pitch + c * lanes + o, zeros(sums, N, W)
+                                if more:
+                                    acc = loads(sums, at, R, lanes, 1, 0, V, W)
+                                acc = add_tiles(acc, work, k * v_pitch + c, channels, second + k * m_pitch + o, lanes, tiles)
+                                stores(sums, at, R, lanes, 1, 0, V, W, acc)
 
     return kernel
 

@@ -8,7 +8,7 @@ from trainings import all_of
 from whole_networks import Residual
 
 import tinynet
-from tinynet.kernels.cpu import threads, tiles_winograd
+from tinynet.kernels.cpu import network_winograd, threads, tiles_winograd
 from tinynet.nn import Conv2d, Flatten, MaxPool2d, ReLU, Sequential
 
 NETWORKS = {
@@ -113,3 +113,68 @@ def test_weights_that_are_not_trained_are_transformed_once_and_kept():
     with tinynet.no_grad():
         fast(x)
         assert "weights, transformed" in fast.explain()
+
+
+def over_the_batch(monkeypatch, tiles: int = 20) -> None:
+    """Layers of any size are taken as those are whose weights are many: so many tiles of several images share what is made of them."""
+    monkeypatch.setattr(network_winograd, "MATRICES", 0)
+    monkeypatch.setattr(network_winograd, "SUMS", 0)
+    monkeypatch.setattr(tiles_winograd, "TOGETHER", tiles)
+
+
+@pytest.mark.parametrize("count", [2, 9])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_of_many_weights_run_over_the_batch(name, count, monkeypatch):
+    """As near to the truth; no bit depends on how many threads there are."""
+    rng, (make, shape) = np.random.default_rng(len(name)), NETWORKS[name]
+    model, x = in_real_numbers(make(), rng), rng.standard_normal((count, *shape)).astype(np.float32)
+    over_the_batch(monkeypatch)
+    eager, found = all_of(model, model, x, dy_of(np.float32)), []
+    for slots in (1, 2, 3):
+        monkeypatch.setattr(threads, "count", lambda slots=slots: slots)
+        fast = tinynet.compile(model, math="winograd")
+        all_of(model, fast, x, dy_of(np.float32))
+        found.append(all_of(model, fast, x, dy_of(np.float32)))  # in memory that holds another call's sums
+        assert "gradient of the weights, Winograd" in fast.explain() and "over the batch" in fast.explain()
+    for other in found[1:]:
+        for key, want in found[0].items():
+            np.testing.assert_array_equal(other[key], want, err_msg=key)
+    assert_near_the_truth(model, found[0], eager, lambda: all_of(model, model, x.astype(np.float64), dy_of(np.float64)))
+
+
+@pytest.mark.parametrize("name", ["padded", "NHWC"])
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_results_are_the_same_bits_over_the_batch_and_image_by_image(name, count, monkeypatch):
+    rng, (make, shape) = np.random.default_rng(len(name)), NETWORKS[name]
+    model, x = in_real_numbers(make(), rng), rng.standard_normal((count, *shape)).astype(np.float32)
+    with tinynet.no_grad():
+        want = tinynet.compile(model, math="winograd")(x).data
+        over_the_batch(monkeypatch)
+        fast = tinynet.compile(model, math="winograd")
+        for scale in (1, 1, -2):  # the second call finds its weights unchanged, the third does not
+            for p in model.parameters():
+                p.data *= np.float32(scale)
+            got = fast(x).data
+            np.testing.assert_array_equal(got, want if scale == 1 else tinynet.compile(model, math="winograd")(x).data)
+    assert "weights, transformed" not in fast.explain()
+
+
+def test_a_pooled_first_layer_of_many_weights_sums_its_bias_once(monkeypatch):
+    """Its gradient is summed by one kernel for all images, those of layers behind it a chunk of images at a time."""
+    rng = np.random.default_rng(5)
+    model = in_real_numbers(Sequential(Conv2d(16, 24, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(24, 16, 3), Flatten()), rng)
+    x = rng.standard_normal((9, 16, 8, 8)).astype(np.float32)
+
+    def gradients(call, dtype=np.float32) -> dict:
+        for p in model.parameters():
+            p.grad = None
+        y = call(tinynet.Tensor(x.astype(dtype)))
+        y.backward(dy_of(dtype)(y.shape))
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    over_the_batch(monkeypatch)
+    eager, fast = gradients(model), tinynet.compile(model, math="winograd")
+    gradients(fast)
+    got = gradients(fast)
+    assert "gradients to the winners and of the weights, Winograd 4 x 4, over the batch" in fast.explain()
+    assert_near_the_truth(model, got, eager, lambda: gradients(model, np.float64))

@@ -17,7 +17,7 @@ from tinynet.kernels.cpu import program, tiles_winograd
 from tinynet.kernels.cpu.conv2d_winograd import NORM, NORM_DW, NORM_DX, VARIANTS
 from tinynet.kernels.cpu.images import chunk_sums
 from tinynet.kernels.cpu.program import address_of, compiled, named
-from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles
+from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles, WeightsTiles
 
 DTYPES = (np.float32, np.float64)
 PLAIN = dict(stride=1, dilation=1, groups=1)
@@ -120,8 +120,9 @@ class Layer:
         self.w = 4
         self.pitch = tiles_winograd.pitch(terms * self.lanes, dtype)
         self.u, self.work = np.zeros((m + 2) ** 2 * self.pitch, dtype), np.full(8 * self.tiles.work, np.nan, dtype)
-        taps = np.empty(8 * 9 * self.w, dtype)
-        numbers = dict(terms=terms, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * terms, u=address_of(self.u), u_pitch=self.pitch, taps=(address_of(taps), 9 * self.w * self.x.itemsize))
+        held = 9 * self.w * tiles_winograd.MADE
+        taps = np.empty(8 * held, dtype)
+        numbers = dict(terms=terms, count=count, lanes=self.lanes, w=address_of(self.weight), w_term=9, w_lane=9 * terms, u=address_of(self.u), u_pitch=self.pitch, taps=(address_of(taps), held * self.x.itemsize))
         program.run([named(compiled(tiles_winograd.weights_in, m, self.w, dtype), tiles_winograd.WEIGHTS, numbers)], 1, 1, 3)
 
     def truth(self):
@@ -152,13 +153,14 @@ class Layer:
         program.run([named(compiled(tiles_winograd.winograd, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD, self.numbers(y, **more))], self.images, self.images, shares)
         return y
 
-    def play_own(self, y, shares=1, cut=1, pool=0, **more):
-        """With weights that the kernel transforms for itself. cut: for how many shares its tiles are chosen."""
-        self.tiles = Tiles(self.m, self.rows, self.columns, self.channels, self.weight.shape[1], self.lanes, self.dtype, shares=cut, own=True)
+    def play_own(self, y, shares=1, cut=1, pool=0, images=1, by_lanes=1, **more):
+        """With weights that the kernel transforms for itself. cut: for how many shares its tiles are chosen; images: of a call, 1 or all."""
+        self.tiles = Tiles(self.m, self.rows, self.columns, self.channels, self.weight.shape[1], self.lanes, self.dtype, shares=cut, own=True, images=images)
         self.work = np.full(8 * self.tiles.work, np.nan, self.dtype)
-        weights = dict(w_term=9, w_lane=9 * self.weight.shape[1], count=self.count, by_lanes=1)
+        weights = dict(w_term=9, w_lane=9 * self.weight.shape[1], count=self.count, by_lanes=by_lanes)
         numbers = dict(self.numbers(y, **weights, **more), u=address_of(self.weight), u_pitch=self.tiles.own_pitch)
-        program.run([named(compiled(tiles_winograd.winograd, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD, numbers)], self.images, self.images, shares)
+        calls = self.images // images
+        program.run([named(compiled(tiles_winograd.winograd, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD, numbers)], calls, calls, shares)
         return y
 
     def near(self, got, want) -> bool:
@@ -232,6 +234,24 @@ def test_weights_transformed_where_they_are_read_give_the_same_bits(size, pool, 
         assert_same(layer.play_own(np.full(shape, np.nan, np.float32), shares, cut, pool), want, f"{shares} shares, cut for {cut}")
 
 
+@pytest.mark.parametrize("size, pool", [((4, 9, 11, 16, 24), 0), ((4, 12, 12, 150, 40), 1), ((2, 7, 5, 8, 64), 0)], ids=str)
+@pytest.mark.parametrize("most", [1, 20])
+def test_images_that_share_transformed_weights_give_the_same_bits(size, pool, most, rng, monkeypatch):
+    """In groups of some tiles. Parts are images or lanes; some have none."""
+    layer = Layer(*size, np.float32, rng, images=7)
+    shape = (layer.images, layer.rows >> pool, layer.columns >> pool, layer.lanes)
+    want = layer.play(np.zeros(shape, np.float32), pool=pool)
+    layer.u[:] = np.nan
+    monkeypatch.setattr(tiles_winograd, "TOGETHER", most)
+    for cut, shares, by_lanes in ((1, 1, 0), (1, 3, 0), (1, 8, 0), (2, 2, 1), (2, 3, 1)):
+        got = layer.play_own(np.full(shape, np.nan, np.float32), shares, cut, pool, images=7, by_lanes=by_lanes)
+        assert_same(got, want, f"{shares} shares, cut for {cut}, by_lanes={by_lanes}")
+
+
+def test_groups_of_images_are_of_one_size():
+    assert [tiles_winograd.together(images, tiles) for images, tiles in ((32, 4), (33, 4), (3, 4), (1, 4), (5, 64), (5, 100), (7, 20))] == [16, 11, 3, 1, 1, 1, 3]
+
+
 # rows, columns of dy; terms; lanes; padding; rows, columns of dx beyond those that dy reaches
 BACK = [(4, 4, 4, 3, 8, (0, 0), (0, 0)), (4, 12, 12, 16, 32, (0, 0), (0, 0)), (4, 5, 7, 8, 24, (1, 0), (0, 0)), (4, 6, 9, 17, 40, (2, 1), (1, 3)), (2, 5, 4, 8, 16, (0, 1), (0, 0)), (4, 18, 16, 64, 72, (0, 0), (0, 0))]  # fmt: skip
 
@@ -249,8 +269,8 @@ class Back:
         self.weight = reals(rng, (terms, lanes, 3, 3), dtype)
         self.cut = [TurnedTiles(m, rows, columns, channels, terms, self.high, self.wide, top, left, lanes, dtype, shares) for shares in (1, 2, 8)]
         self.pitch = tiles_winograd.pitch(terms * lanes, dtype)
-        self.u, taps = np.zeros((m + 2) ** 2 * self.pitch, dtype), np.empty(9 * 4 * 8, dtype)
-        numbers = dict(terms=terms, count=lanes, lanes=lanes, w=address_of(self.weight), w_term=9 * lanes, w_lane=9, u=address_of(self.u), u_pitch=self.pitch, taps=(address_of(taps), 9 * 4 * taps.itemsize))
+        self.u, taps = np.zeros((m + 2) ** 2 * self.pitch, dtype), np.empty(8 * 9 * 4 * tiles_winograd.MADE, dtype)
+        numbers = dict(terms=terms, count=lanes, lanes=lanes, w=address_of(self.weight), w_term=9 * lanes, w_lane=9, u=address_of(self.u), u_pitch=self.pitch, taps=(address_of(taps), 9 * 4 * tiles_winograd.MADE * taps.itemsize))
         program.run([named(compiled(tiles_winograd.weights_in, m, 4, dtype), tiles_winograd.WEIGHTS, numbers)], 1, 1, 3)
 
     def _sums(self, dy, weight):
@@ -321,7 +341,7 @@ class Pooled:
         reached = np.where(self.winner[..., None] == np.arange(4), self.dy[..., None], 0).reshape(*windows, 2, 2)
         self.dz = np.ascontiguousarray(reached.transpose(0, 1, 4, 2, 5, 3).reshape(images, rows + 2, columns + 2, lanes).astype(dtype))
         self.rows, self.columns, self.channels, self.terms = rows, columns, channels, terms
-        self.tiles = Tiles(m, rows, columns, channels, terms, lanes, dtype, gradient=True)
+        self.tiles = WeightsTiles(m, rows, columns, channels, terms, lanes, dtype)
         self.pitch = tiles_winograd.pitch(terms * lanes, dtype)
         self.used = np.arange((m + 2) ** 2)[:, None] * self.pitch + np.arange(terms * lanes)
 
@@ -337,7 +357,7 @@ class Pooled:
         program.run([named(compiled(tiles_winograd.winograd_dw, *self.tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], self.images, self.chunks, shares)
         return sums, bias
 
-    def _numbers(self, pool: int, tiles: Tiles, work, bias) -> dict:
+    def _numbers(self, pool: int, tiles: WeightsTiles, work, bias) -> dict:
         item, step, dy = self.x.itemsize, self.x.strides, self.dy if pool else self.dz
         return dict(
             **tiles.numbers, iy=step[1] // item, ix=step[2] // item, x=(address_of(self.x), 0, step[0]), gy=dy.strides[1] // item, gx=dy.strides[2] // item, dy=(address_of(dy), 0, dy.strides[0]),
@@ -354,9 +374,18 @@ class Pooled:
         program.run([named(compiled(tiles_winograd.weights_out, self.m, w, self.dtype), tiles_winograd.WEIGHTS_OUT, numbers)], 1, 1)
         return out, bias[0]
 
+    def magnitude(self, count: int):
+        """Of the sums of products that the gradient is made of."""
+        found = np.zeros((count, self.terms, 3, 3))
+        for a in range(3):
+            for b in range(3):
+                x = abs(self.x[:, a : a + self.rows, b : b + self.columns, : self.terms]).reshape(-1, self.terms)
+                found[:, :, a, b] = abs(self.dz[:, : self.rows, : self.columns, :count]).reshape(-1, count).T @ x
+        return found
+
     def gradient_at_once(self, count: int, pool: int, shares: int, cut: int):
-        """The same by the kernel that keeps no sums. cut: for how many shares its tiles are chosen."""
-        tiles = Tiles(self.m, self.rows, self.columns, self.channels, self.terms, self.lanes, self.dtype, shares=cut, own=True, gradient=True)
+        """The same of all images by the kernel that keeps no sums. cut: for how many shares its tiles are chosen."""
+        tiles = WeightsTiles(self.m, self.rows, self.columns, self.channels, self.terms, self.lanes, self.dtype, shares=cut, own=True, images=self.images)
         out, bias, work = np.full((count, self.terms, 3, 3), np.nan, self.dtype), np.full(self.lanes, np.nan, self.dtype), np.full(8 * tiles.work, np.nan, self.dtype)
         numbers = dict(self._numbers(pool, tiles, work, bias), **chunk_sums(address_of(out), 0, 1, 1), own_pitch=tiles.own_pitch, count=count)
         program.run([named(compiled(tiles_winograd.winograd_dw, *tiles.constants, pool, self.dtype), tiles_winograd.WINOGRAD_DW, numbers)], 1, 1, shares)
@@ -378,15 +407,31 @@ def test_a_gradient_of_maxima_is_the_gradient_before_pooling(size, dtype, rng):
 
 
 @pytest.mark.parametrize("size, count, dtype", [((4, 10, 14, 20, 24), 17, np.float32), ((2, 6, 4, 5, 16), 13, np.float64), ((4, 36, 34, 70, 40), 40, np.float32)], ids=str)
-def test_a_gradient_transformed_back_at_once_is_the_same_to_the_bit(size, count, dtype, rng):
+@pytest.mark.parametrize("images", [1, 4])
+def test_a_gradient_transformed_back_at_once_is_the_same_to_the_bit(size, count, dtype, images, rng, monkeypatch):
     """Also where there are more terms than sums are kept of at once, and whatever was in memory."""
-    layer = Pooled(*size, dtype, rng, images=1, chunks=1)
+    layer = Pooled(*size, dtype, rng, images=images, chunks=1)
+    monkeypatch.setattr(tiles_winograd, "TOGETHER", 1000)  # one group
     for pool in (0, 1):
         want, reached = layer.gradient(count, pool)
         for shares, cut in ((1, 1), (2, 2), (3, 2)):
             got, bias = layer.gradient_at_once(count, pool, shares, cut)
             assert_same(got, want, f"{shares} shares, cut for {cut}, pool {pool}")
             assert not pool or np.array_equal(bias, reached)
+
+
+@pytest.mark.parametrize("size, count, pool", [((4, 10, 14, 20, 24), 17, 0), ((2, 6, 4, 5, 16), 13, 1), ((4, 36, 34, 70, 40), 37, 1)], ids=str)
+def test_groups_of_images_add_up_their_gradients(size, count, pool, rng, monkeypatch):
+    """As near to all images' as their sums in another order may be, and to the bit however the lanes are cut."""
+    layer = Pooled(*size, np.float32, rng, images=7, chunks=1)
+    want, reached = layer.gradient(count, pool)
+    for most in (1, 20):  # images by themselves, and in groups the last of which is smaller
+        monkeypatch.setattr(tiles_winograd, "TOGETHER", most)
+        first, bias = layer.gradient_at_once(count, pool, 1, 1)
+        assert np.linalg.norm(first - want) <= 2 * NORM_DW[size[0]] * np.linalg.norm(layer.magnitude(count))
+        assert not pool or np.array_equal(bias, reached)
+        for shares in (2, 3):
+            assert_same(layer.gradient_at_once(count, pool, shares, 1 if shares == 3 else 2)[0], first, f"{shares} shares, {most} tiles")
 
 
 @pytest.mark.parametrize("target", ["avx2", "sse2", "neon"])
@@ -412,7 +457,7 @@ def test_chosen_tiles_fit_into_the_registers_and_the_cache(dtype):
     for rows, columns, channels, lanes in [(4, 4, 4, 4), (16, 16, 32, 64), (12, 12, 32, 16), (32, 32, 64, 64), (5, 90, 24, 40), (56, 56, 256, 256)]:
         for m in VARIANTS.values():
             for gradient in (False, True):
-                tiles = Tiles(m, rows, columns, channels, channels, lanes, dtype, gradient=gradient)
+                tiles = (WeightsTiles if gradient else Tiles)(m, rows, columns, channels, channels, lanes, dtype)
                 (_, r, v, w, x), (abreast, few) = tiles.constants[:5], (1, 0) if gradient else tiles.constants[5:7]
                 assert r * v + max(few, 1) * v < TARGET.registers and v * w <= lanes and x <= channels
                 assert abreast * x <= max(channels, TARGET.lanes(dtype))
