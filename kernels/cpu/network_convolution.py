@@ -198,13 +198,12 @@ class Convolutions(Planner):
         depthwise = unit.kind == "depthwise"
         dz = self.gradients[unit.output]
         lanes = lanes_of(k)
-        sums = self.summed(lanes, f"bias of value {unit.output}") if unit.bias is not None and self.needs.get(unit.bias) else None
         W = self.width(lanes)
         # Where nobody else reads the gradient before pooling, the weights' own kernel makes it on the way.
         at_once = unit.pool and self.by_winograd(unit) and self.needs.get(unit.weight) and not self.needs.get(unit.x)
-        reached = sums or (self.summed(lanes, f"bias of value {unit.output}, which has none") if unit.pool else None)
-        if at_once and self.gradient_over_the_batch(unit):
-            reached.copies = 1
+        copies = 1 if at_once and self.gradient_over_the_batch(unit) else 0
+        sums = self.summed(lanes, f"bias of value {unit.output}", copies) if unit.bias is not None and self.needs.get(unit.bias) else None
+        reached = sums or (self.summed(lanes, f"bias of value {unit.output}, which has none", copies) if unit.pool else None)
         if unit.pool and not at_once:
             dy, winner = dz, self.views[unit.output, "winner"]
             dz = self.buffer(k, rows, columns, what=f"gradient before pooling of value {unit.output}")

@@ -30,7 +30,7 @@ def list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, wc):
                 count += 1
 
 
-def _finished(R, C, V, W, T):
+def finishing(R, C, V, W, T):
     """What follows a sum while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or a gradient
     from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient)."""
 
@@ -47,6 +47,27 @@ def _finished(R, C, V, W, T):
         return acc
 
     return tile
+
+
+def pooling(R, C, V, W, T):
+    """What follows the sums of 2 * R x 2 * C pixels of which R x C are stored, the largest of each 2 x 2: bias, ReLU, and which it was,
+    if `asked`; -1 where ReLU lets no gradient pass."""
+
+    @inline
+    def store_largest(acc, bias, lane, relus, y, to, oy, ox, asked, winner):
+        best = pooled(acc, C, V)
+        # a sum and a maximum may be exchanged: rounding keeps the order
+        out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
+        if relus != 0:
+            out = relu(out)
+        stores(y, to, R, oy, C, ox, V, W, out)
+        if asked != 0:
+            found = winners(acc, best, C, V)
+            if relus != 0:
+                found = if_positive(found, out, -1.0)
+            stores(winner, to, R, oy, C, ox, V, W, found)
+
+    return store_largest
 
 
 def conv(R, C, V, W, STEP, LISTED, T):
@@ -68,7 +89,7 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
     SIDE = 2 if POOL else 1
     HIGH, WIDE, LANES = SIDE * R, SIDE * C, V * W
     N = HIGH * WIDE * V
-    finished = _finished(R, C, V, W, T)
+    finished, store_largest = finishing(R, C, V, W, T), pooling(R, C, V, W, T)
 
     def kernel(row, image, slot, chunk, share, shares):
         outputs, limit, columns = get(row, CONV.outputs), get(row, CONV.limit), get(row, CONV.columns)
@@ -124,17 +145,7 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
                         lane = g * lanes + o
                         to = yo + i * oy + j * ox + lane
                         if POOL:
-                            best = pooled(acc, C, V)
-                            # a sum and a maximum may be exchanged: rounding keeps the order
-                            out = best if bias == 0 else add(best, loads(pointer(bias, T), lane, 1, 0, 1, 0, V, W))
-                            if relus != 0:
-                                out = relu(out)
-                            stores(y, to, 1, 0, C, ox, V, W, out)
-                            if asked != 0:
-                                found = winners(acc, best, C, V)
-                                if relus != 0:
-                                    found = if_positive(found, out, -1.0)
-                                stores(winner, to, 1, 0, C, ox, V, W, found)
+                            store_largest(acc, bias, lane, relus, y, to, oy, ox, asked, winner)
                         else:
                             added, masked = (begin + i) * before_y + j * before_x + lane, (begin + i) * passed_y + j * passed_x + lane
                             acc = finished(acc, bias, lane, add_to, before, added, before_y, before_x, relus, mask, passed, masked, passed_y, passed_x)
@@ -150,7 +161,7 @@ def conv_batch(C, V, W, STEP, T):
     A block of V * W lanes goes over all images while its weights are in the second cache.
     """
     N, LANES, ITEM = C * V, V * W, np.dtype(T).itemsize
-    finished = _finished(1, C, V, W, T)
+    finished = finishing(1, C, V, W, T)
 
     def kernel(row, image, slot, chunk, share, shares):
         images, rows, columns, lanes, relus = get(row, CONV.images), get(row, CONV.outputs), get(row, CONV.columns), get(row, CONV.lanes), get(row, CONV.relu)

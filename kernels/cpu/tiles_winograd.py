@@ -25,14 +25,13 @@ last tile of a row or column is moved back until it fits, so a reader meets no p
 Weights are transformed before the images, once for all of them. But they have (M + 2)^2 matrices, for M = 4 four times their own size. Where
 those are larger than one trained image's, or than a cache, they are made where they are read, for some terms and lanes at a
 time, and never lie in memory; a weights' gradient is transformed back where it was summed up (`own`). So that
-the transform costs little, the tiles of several images share what is made (`together`): 256 -> 512 channels on 8 x 8 pixels, which
-with matrices in memory run no faster than a direct convolution, run 3 times as fast
-(`tinynet bench kernels --compiled` shows such layers as "over the batch").
+the transform costs little, the tiles of several images share what is made (`together`). From 256 to 512 channels the matrices have
+19 MB, and an image of 8 x 8 pixels only 4 tiles: it would wait for them longer than it computes.
 
 Two ways to the images' gradient: `winograd` cuts dx into tiles, `winograd_dx` dy. Without padding dy is smaller, and may have
 fewer tiles: 9 for the article's 12 x 12 dy, 16 for its 14 x 14 dx. But its transforms write more: `turned_pays` says when.
 
-The kernels' code is in winograd_kernels.py. Next on the walk: conv2d_winograd.py, the kernels as variants of convolution.
+The kernels' code is in winograd_kernels.py and winograd_weights_kernels.py. Next on the walk: conv2d_winograd.py, the kernels as variants of convolution.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: 
 FEW = 4  # terms whose weights may stay in registers
 HELD = 32  # terms whose sums for the weights' gradient are in scratch memory at once: with 64 lanes and M = 4, 300 KB of float32
 MADE = 64  # terms whose weights are transformed at once
-TOGETHER = 64  # tiles, of several images, that share what is made of the weights for them: then it takes a tenth of the time
+TOGETHER = 64  # tiles, of several images, that share what is made of the weights: as many products for each of their transforms
 
 
 def pitch(elements: int, dtype) -> int:
@@ -79,10 +78,22 @@ def together(images: int, tiles: int) -> int:
     return ceil(images / ceil(images * tiles / max(TOGETHER, tiles)))
 
 
-class Tiles:
-    """How an image of rows x columns outputs is cut into tiles for `winograd`: its constants, the numbers of its row that follow
-    from shapes, and `work`, the elements of scratch memory that a slot needs. channels, lanes: of x and y as they lie in memory;
-    terms: how many of the channels there are."""
+class _Cut:
+    """What `Tiles` and `WeightsTiles` find: a kernel's constants, the numbers of its row that follow from shapes, and `work`, the elements
+    of scratch memory that a slot needs."""
+
+    def _fit(self, m: int, tiles: int, side: int, least: int, own: int, vectors: int, w: int, dtype, **numbers: int) -> None:
+        """tiles: transformed at once, into `channels` and `side` lanes each. own: terms whose matrices, of vectors * w lanes, are the kernel's own."""
+        v_pitch, m_pitch, self.work = _work(m, tiles, numbers["channels"], side, least, dtype)
+        self.own_pitch = pitch(own * vectors * w, dtype)
+        if own:
+            self.work += (m + 2) ** 2 * self.own_pitch + 9 * w * own  # and the weights that they are made of, or become
+        self.numbers = dict(numbers, v_pitch=v_pitch, m_pitch=m_pitch)
+
+
+class Tiles(_Cut):
+    """How an image of rows x columns outputs is cut into tiles for `winograd`. channels, lanes: of x and y as they lie in memory; terms: how
+    many of the channels there are."""
 
     def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, own: bool = False, images: int = 1):
         """shares: into which an image is cut, by rows of tiles or, with `own`, by lanes. own: the kernel makes the matrices of weights, in
@@ -97,13 +108,11 @@ class Tiles:
             count, made = block * across, 0
         x = fitting(channels, dtype)
         self.constants = (m, high, vectors, w, x, max(1, TARGET.lanes(dtype) // x) if x == channels else 1, few, made)
-        v_pitch, m_pitch, self.work = _work(m, count, channels, vectors * w, high, dtype)
-        self.own_pitch, more = _own(m, made, vectors, w, dtype)
-        self.work += more
-        self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group, v_pitch=v_pitch, m_pitch=m_pitch)
+        numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group)
+        self._fit(m, count, vectors * w, high, made, vectors, w, dtype, **numbers)
 
 
-class WeightsTiles:
+class WeightsTiles(_Cut):
     """As `Tiles`, for `winograd_dw`; rows x columns and lanes are dy's. shares: into which it cuts the lanes, with `own`: then it keeps
     sums in scratch memory, and gives their matrices back as weights."""
 
@@ -114,16 +123,8 @@ class WeightsTiles:
         block, held = (down, min(terms, max(high, HELD // high * high))) if own else (block, 0)
         self.constants = (m, high, vectors, w, fitting(channels, dtype), held)
         side = ceil(lanes / (vectors * w) / shares) * vectors * w
-        v_pitch, m_pitch, self.work = _work(m, block * across * group, channels, side, 1, dtype)
-        self.own_pitch, more = _own(m, held, vectors, w, dtype)
-        self.work += more
-        self.numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group, v_pitch=v_pitch, m_pitch=m_pitch)
-
-
-def _own(m: int, terms: int, vectors: int, w: int, dtype) -> tuple[int, int]:
-    """(from one to the next, elements) of matrices that a kernel makes for itself, with the weights that they are made of, or become."""
-    step = pitch(terms * vectors * w, dtype)
-    return step, ((m + 2) ** 2 * step + 9 * w * terms) if terms else 0
+        numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group)
+        self._fit(m, block * across * group, side, 1, held, vectors, w, dtype, **numbers)
 
 
 def weights_outweigh(m: int, rows: int, columns: int, channels: int, terms: int, lanes: int) -> bool:
@@ -222,10 +223,6 @@ WINOGRAD_DW = fields(
 ENTER = fields("high wide lanes top left rows columns channels x x_image x_row x_column x_channel y y_slot y_image")
 LEAVE = fields("rows columns lanes channels x x_slot x_image y y_image y_row y_column y_channel")
 
-# --- the kernels, in winograd_kernels.py -------------------------------------------------------------------
-(
-    weights_in, weights_out, winograd, winograd_dx, winograd_dw, enter_lanes, leave_lanes,
-) = kernels_in(
-    "winograd_kernels",
-    "weights_in weights_out winograd winograd_dx winograd_dw enter_lanes leave_lanes",
-)  # fmt: skip
+# --- the kernels ---------------------------------------------------------------------------------------------
+weights_in, weights_out, winograd_dw = kernels_in("winograd_weights_kernels", "weights_in weights_out winograd_dw")
+winograd, winograd_dx, enter_lanes, leave_lanes = kernels_in("winograd_kernels", "winograd winograd_dx enter_lanes leave_lanes")

@@ -30,6 +30,15 @@ def dy_of(dtype):
     return lambda shape: np.random.default_rng(3).standard_normal(shape).astype(dtype)
 
 
+def weights_gradients(model, call, x) -> dict:
+    """What is left of a call whose images need no gradient."""
+    for p in model.parameters():
+        p.grad = None
+    y = call(tinynet.Tensor(x))
+    y.backward(dy_of(x.dtype)(y.shape))
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
 def assert_near_the_truth(model, got: dict, eager: dict, truth_of) -> None:
     """Tiles of 4 x 4 lose up to 4 bits (tiles_winograd.py) to a direct sum, each layer: so 16 times the engine's own error. truth_of: the
     same of the model in float64."""
@@ -61,21 +70,14 @@ def test_a_pooled_first_layer_whose_images_need_no_gradient(size, relu, bias, co
     layers = Conv2d(3, 17, 3, padding=1, bias=bias), *([ReLU()] if relu else []), MaxPool2d(2), Conv2d(17, 20, 3, padding=1), ReLU(), Flatten()
     model, x = in_real_numbers(Sequential(*layers), rng), rng.standard_normal((count, 3, *size)).astype(np.float32)
 
-    def gradients(call, dtype=np.float32) -> dict:
-        for p in model.parameters():
-            p.grad = None
-        y = call(tinynet.Tensor(x.astype(dtype)))
-        y.backward(dy_of(dtype)(y.shape))
-        return {name: p.grad for name, p in model.named_parameters()}
-
-    eager, found = gradients(model), []
+    eager, found = weights_gradients(model, model, x), []
     for slots in (1, 2, 4):
         monkeypatch.setattr(threads, "count", lambda slots=slots: slots)
         fast = tinynet.compile(model, math="winograd")
-        gradients(fast)
-        found.append(gradients(fast))  # in memory that holds another call's sums
+        weights_gradients(model, fast, x)
+        found.append(weights_gradients(model, fast, x))  # in memory that holds another call's sums
         assert "gradients to the winners and of the weights, Winograd" in fast.explain()
-    assert_near_the_truth(model, found[0], eager, lambda: gradients(model, np.float64))
+    assert_near_the_truth(model, found[0], eager, lambda: weights_gradients(model, model, x.astype(np.float64)))
     for other in found[1:]:
         for name, want in found[0].items():
             np.testing.assert_array_equal(other[name], want, err_msg=name)
@@ -163,16 +165,9 @@ def test_a_pooled_first_layer_of_many_weights_sums_its_bias_once(monkeypatch):
     model = in_real_numbers(Sequential(Conv2d(16, 24, 3, padding=1), ReLU(), MaxPool2d(2), Conv2d(24, 16, 3), Flatten()), rng)
     x = rng.standard_normal((9, 16, 8, 8)).astype(np.float32)
 
-    def gradients(call, dtype=np.float32) -> dict:
-        for p in model.parameters():
-            p.grad = None
-        y = call(tinynet.Tensor(x.astype(dtype)))
-        y.backward(dy_of(dtype)(y.shape))
-        return {name: p.grad for name, p in model.named_parameters()}
-
     over_the_batch(monkeypatch)
-    eager, fast = gradients(model), tinynet.compile(model, math="winograd")
-    gradients(fast)
-    got = gradients(fast)
+    eager, fast = weights_gradients(model, model, x), tinynet.compile(model, math="winograd")
+    weights_gradients(model, fast, x)
+    got = weights_gradients(model, fast, x)
     assert "gradients to the winners and of the weights, Winograd 4 x 4, over the batch" in fast.explain()
-    assert_near_the_truth(model, got, eager, lambda: gradients(model, np.float64))
+    assert_near_the_truth(model, got, eager, lambda: weights_gradients(model, model, x.astype(np.float64)))

@@ -1,0 +1,65 @@
+"""Winograd's transforms (tiles_winograd.py has the formulas): of a tile in registers, of a row of an image's tiles, of some weights.
+Imported when a kernel must be compiled."""
+
+from __future__ import annotations
+
+from tinynet.kernels.cpu.congruence import congruence
+from tinynet.kernels.cpu.copies_kernels import transpose, zero
+from tinynet.kernels.cpu.jit import inline
+from tinynet.kernels.cpu.simd import loads, side_by_side, stores
+from tinynet.kernels.cpu.tiles_winograd import A, B, G
+
+
+def _turned(matrices: dict) -> dict:
+    return {m: tuple(zip(*matrix)) for m, matrix in matrices.items()}
+
+
+# Of a tile's registers and M: B^T d B, A dy A^T, G g G^T; and A^T m A, B m B^T, G^T dm G.
+of_images, of_gradients, of_weights = congruence(_turned(B)), congruence(A), congruence(G)
+to_outputs, to_images, to_weights = congruence(_turned(A)), congruence(B), congruence(_turned(G))
+
+
+def entering(M, X, ABREAST):
+    """A function that transforms the patches of x for a row of tiles, whose first begins at x[at]; the first `even` of them
+    lie M pixels apart, the last may have been moved back. Where X lanes are all channels of a pixel, ABREAST such tiles fill a register."""
+    SIDE, TOGETHER = M + 2, ABREAST * X
+    MATRICES = SIDE**2
+
+    @inline
+    def enter(x, at, iy, ix, columns, even, across, channels, work, to, v_pitch):
+        done = 0
+        if ABREAST > 1 and even >= ABREAST:
+            for t in range(0, even, ABREAST):
+                t = min(t, even - ABREAST)
+                patches = side_by_side(x, at + t * M * ix, SIDE, iy, SIDE, ix, ABREAST, M * ix, X)
+                stores(work, to + t * X, MATRICES, v_pitch, 1, 0, 1, TOGETHER, of_images(patches, M))
+            done = even
+        for t in range(done, across):
+            j = min(t * M, columns - M)
+            for c in range(0, channels, X):
+                c = min(c, channels - X)
+                patch = loads(x, at + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
+                stores(work, to + t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+
+    return enter
+
+
+def making(M, W):
+    """A function for (G g G^T)[k] of `many` terms and W lanes, `there` of which have weights g, 3 x 3 at w[at + term * w_term + lane * w_lane],
+    and 0 is in the others: to u[to + k * pitch + term * u_term]. scratch: taps[hold:], 9 * W * many elements."""
+    MATRICES, TAPS = (M + 2) ** 2, 9 * W
+
+    @inline
+    def transformed(w, at, w_term, w_lane, there, many, flip, taps, hold, u, to, u_term, pitch):
+        if there < W:
+            zero(taps, hold, TAPS * many)
+        if w_term == 9:  # a lane's terms follow one another
+            transpose(w, at, w_lane, taps, hold, W, there, 9 * many)
+        else:
+            for term in range(many):
+                transpose(w, at + term * w_term, w_lane, taps, hold + term * TAPS, W, there, 9)
+        first, step = (hold + 8 * W, -W) if flip != 0 else (hold, W)
+        for term in range(many):
+            stores(u, to + term * u_term, MATRICES, pitch, 1, 0, 1, W, of_weights(loads(taps, first + term * TAPS, 9, step, 1, 0, 1, W), M))
+
+    return transformed
