@@ -14,8 +14,9 @@ from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
 SMALL_RESULT = 32  # pixels of an image: where each of HEAVY weights serves no more, reading them takes longer than the sums
-SMALL_IMAGE, MANY_IMAGES = 64, 16  # pixels of an image; images of a batch
-WORTH_LEAVING_OUT = 0.9  # the share of a convolution's terms that meet an image, up to which it pays to leave out all others, in its padding
+SMALL_IMAGE, MIDDLING_IMAGE, MANY_IMAGES = 64, 256, 16  # pixels of an image; images of a batch
+WORTH_LEAVING_OUT = 0.93  # the share of a convolution's terms that meet an image, up to which it pays to leave out all others, in its padding
+MANY_WEIGHTS = 1 << 20  # bytes: more fill the second cache
 TOGETHER = 16  # images whose sums of a gradient of weights stay in registers
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 
@@ -105,19 +106,25 @@ class Convolutions(Planner):
         size = self.graph.bytes(unit.weight)
         return ceil(size / HEAVY) if size > HEAVY and rows * columns <= SMALL_RESULT and unit.window["groups"] == 1 else 0
 
-    def many_small(self, unit: Unit) -> bool:
-        """Whether there are many images, and small ones, which a convolution may take together: if that alone were the reason to keep
-        what lies between layers for all images, it would cost more than it brings."""
-        before, after = self.shape(unit.x), self.taps(unit)[4]
-        return unit.kind == "conv2d" and self.images >= MANY_IMAGES and max(prod(before[1:]), prod(after)) <= SMALL_IMAGE and self.apart
+    def many_small(self, unit: Unit, most: int) -> bool:
+        """Whether there are many images, of at most so many pixels before and after a convolution, which it may take together."""
+        return unit.kind == "conv2d" and self.images >= MANY_IMAGES and max(prod(self.shape(unit.x)[1:]), prod(self.taps(unit)[4])) <= most
 
-    def over_the_batch(self, unit: Unit) -> bool:
-        """Whether a convolution and its images' gradient are computed pixel by pixel, of many images at a time: where much of what a
-        tile of neighbouring pixels multiplies is padding."""
+    def much_padding(self, unit: Unit) -> bool:
+        """Whether that is much of what a tile of neighbouring pixels multiplies."""
         k, c, *kernel = self.graph.shapes[unit.weight]
         axes = self.axes(unit)
         met, terms = prod(axis.met() for axis in axes), prod(kernel) * prod(axis.outputs for axis in axes)
-        return self.many_small(unit) and unit.window["groups"] == 1 and not unit.pool and min(k, c) >= 16 and met <= WORTH_LEAVING_OUT * terms
+        return unit.window["groups"] == 1 and min(k, c) >= 16 and met <= WORTH_LEAVING_OUT * terms
+
+    def many_weights(self, unit: Unit) -> bool:
+        """Whether a convolution goes over the batch for its own sake: for every image its weights would have to be read again."""
+        return self.graph.bytes(unit.weight) >= MANY_WEIGHTS and self.many_small(unit, MIDDLING_IMAGE) and self.much_padding(unit)
+
+    def over_the_batch(self, unit: Unit) -> bool:
+        """Whether a convolution and its images' gradient are computed pixel by pixel, of many images at a time. For the sake of padding
+        alone it would cost more than it brings to keep what lies between layers for all images."""
+        return self.many_weights(unit) or self.apart and self.many_small(unit, SMALL_IMAGE) and self.much_padding(unit)
 
     def list_of_terms(self) -> Memory:
         """Scratch memory in which `conv` lists the terms of its sums."""
@@ -140,6 +147,7 @@ class Convolutions(Planner):
         flops, (vertical, horizontal) = self.operations(unit), self.axes(unit)
         batch = not m and self.over_the_batch(unit)
         places, blocks = None if m or depthwise or batch else self.list_of_terms(), 0 if m or batch else self.blocks(unit)
+        sums = self.sums_of_windows() if batch and unit.pool else None
         if m:
             self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, True, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
@@ -153,22 +161,22 @@ class Convolutions(Planner):
                 numbers.update(bias=At(bias, alone=True))
             if other is not None:
                 numbers.update(add=other.at(), add_y=other.y, add_x=other.x)
+            if winner is not None:
+                numbers.update(winner=At(winner))
             step = tiles.pixel_step(stride[1] * x.x, flops, WORTH_A_KERNEL)
             if depthwise:
                 numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
                 return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
             numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
             if batch:
-                numbers.update(outputs=rows, columns=columns, images=self.images, **vertical.numbers("row"), **horizontal.numbers("column"))
-                return [self._batch(numbers, x.memory)]
+                numbers.update(outputs=y.rows, columns=y.columns, images=self.images, **vertical.numbers("row"), **horizontal.numbers("column"))
+                return [self._batch(numbers, x.memory, sums)]
             one_run(numbers)
             shares, listed = 1 if blocks else self.shares(flops), tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
             numbers.update(places=At(places, alone=True), places_slot=places.step, **vertical.numbers("row"))
             segments = 1 if listed else kh * kw
             if unit.pool:
                 numbers.update(outputs=y.rows, limit=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
-                if winner is not None:
-                    numbers.update(winner=At(winner))
                 _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)
                 return [(self.kernel(tiles.conv_pool, wide // 2, v, width, step, listed), tiles.CONV, numbers)]
             numbers.update(outputs=rows, limit=rows, columns=columns)
@@ -182,13 +190,20 @@ class Convolutions(Planner):
         """A step for every image, or one for all of them. flops: of an image."""
         self.step(f"{what}, over the batch" if batch else what, build, touches, flops * self.images if batch else flops, once=batch, shares=shares)
 
-    def _batch(self, numbers: dict, x: Buffer) -> tuple:
-        """A row of conv_batch."""
+    def sums_of_windows(self) -> Memory:
+        """Scratch memory in which `conv_batch` keeps the sums of a window, of a tile of images each."""
+        return self.memory(Memory(4 * tiles.MOST_SUMS * tiles.widths(self.T)[0], "sums of windows", self.slots))
+
+    def _batch(self, numbers: dict, x: Buffer, sums: Memory | None = None) -> tuple:
+        """A row of conv_batch. sums: scratch memory, if what it stores is the largest of 2 x 2."""
+        if sums is not None:
+            numbers.update(sums=At(sums, alone=True), sums_slot=sums.step)
         taps = numbers["taps_a"] * numbers["taps_b"]
         terms = taps * numbers["terms"]
-        _, *tile = tiles.best(1, self.images, numbers["lanes"], terms, taps, self.T)
-        step = tiles.pixel_step(x.image // self.item, 2 * terms * numbers["lanes"] * numbers["outputs"] * numbers["columns"], WORTH_A_KERNEL)
-        return self.kernel(tiles.conv_batch, *tile, step), tiles.CONV, numbers
+        _, *tile = tiles.best(1, self.images, numbers["lanes"], terms, taps, self.T, batch=True)
+        pixels = numbers["outputs"] * numbers["columns"] * (1 if sums is None else 4)
+        step = tiles.pixel_step(x.image // self.item, 2 * terms * numbers["lanes"] * pixels, WORTH_A_KERNEL)
+        return self.kernel(tiles.conv_batch, *tile, step, int(sums is not None)), tiles.CONV, numbers
 
     depthwise = conv2d
 
@@ -253,7 +268,7 @@ class Convolutions(Planner):
                 return tiles.DepthwiseWeights((kh, kw), steps, lanes, self.T)
             return tiles.Weights((kh, kw, c), steps, lanes, groups, self.axes(unit), self.T)
 
-        batch = self.many_small(unit) and self.graph.bytes(unit.weight) >= HEAVY
+        batch = self.many_small(unit, SMALL_IMAGE) and self.apart and self.graph.bytes(unit.weight) >= HEAVY
         sums = self.summed(0, f"weights of value {unit.output}", 1 if batch else 0)
         sums.size = lambda: tile().size
 

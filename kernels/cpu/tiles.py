@@ -20,6 +20,8 @@ from tinynet.kernels.cpu.target import TARGET
 # --- which tile ------------------------------------------------------------------------------------------
 
 LEAST_LANES = 4
+FIRST, SECOND = 24_000, 400_000  # bytes of weights that stay in these caches from tile to tile
+MOST_SUMS = 28  # vectors of sums of a tile
 # rows x columns of pixels; with v vectors of channels at each they fill rows * columns * v registers
 PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (2, 10), (2, 12), (2, 14), (3, 3), (3, 4), (4, 4))
 
@@ -67,9 +69,10 @@ class Axis(NamedTuple):
 
 
 @lru_cache(4096)
-def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None) -> tuple[int, int, int, int]:
+def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None, batch: bool = False) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
-    pooled: two rows, and an even number of columns. axis: of rows, if some of their taps are left out."""
+    pooled: two rows, and an even number of columns. axis: of rows, if some of their taps are left out. batch: pixels are of many images,
+    and those come between two uses of a weight."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     met = {r: axis.met(r) / (ceil(axis.outputs / r) * axis.taps) for r in {r for r, _ in PIXELS}} if axis and axis.taps else {}
     choices = []
@@ -81,10 +84,11 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
             for r, c in PIXELS:
                 pixels = r * c
                 # the accumulators, the weights' vectors, and one more must fit into the registers
-                if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > 28 or pooled and (r != 2 or c % 2):
+                if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > MOST_SUMS or pooled and (r != 2 or c % 2):
                     continue
-                streamed = v * w * 4 / 32 if terms * v * w * 4 > 24_000 else 0  # weights beyond the first cache
-                step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + 0.05 * streamed + 0.13 * pixels + 0.05 * v
+                weights, loaded = terms * v * w * 4, v * w * 4 / 32
+                streamed = loaded * (1.2 if batch and weights > SECOND else 0.05 if weights > FIRST else 0)
+                step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + streamed + 0.13 * pixels + 0.05 * v
                 count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
                 choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
@@ -182,7 +186,7 @@ CONV = fields(
     "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
     "x x_slot x_image x_first x_rows row_first row_step row_tap w bias y y_slot y_image y_first oy ox "
     "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image places places_slot "
-    "images x_columns column_first column_step column_tap"
+    "images x_columns column_first column_step column_tap sums sums_slot"
 )  # fmt: skip
 LONG_RUN, MOST_LISTED = 32, 512
 

@@ -154,14 +154,15 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
     return kernel
 
 
-def conv_batch(C, V, W, STEP, T):
+def conv_batch(C, V, W, STEP, POOL, T):
     """As conv, for small images: one pixel of C images at a time, so every tap that meets nothing but padding is left out, of rows and of
     columns. In a tile of neighbouring pixels some of them need it. STEP: see pixel_step; here it is the step between images.
+    POOL: as in conv_pool. The sums of a window wait in scratch memory, `sums`, until all four are there.
 
     A block of V * W lanes goes over all images while its weights are in the second cache.
     """
-    N, LANES, ITEM = C * V, V * W, np.dtype(T).itemsize
-    finished = finishing(1, C, V, W, T)
+    N, LANES, ITEM, SIDE = C * V, V * W, np.dtype(T).itemsize, 2 if POOL else 1
+    finished, store_largest = finishing(1, C, V, W, T), pooling(1, 1, V, W, T)
 
     def kernel(row, image, slot, chunk, share, shares):
         images, rows, columns, lanes, relus = get(row, CONV.images), get(row, CONV.outputs), get(row, CONV.columns), get(row, CONV.lanes), get(row, CONV.relu)
@@ -172,6 +173,7 @@ def conv_batch(C, V, W, STEP, T):
         y, y_image, add_to, mask = place(row, CONV.y, image, slot, T), get(row, CONV.y_image) // ITEM, get(row, CONV.add), get(row, CONV.mask)
         before, before_image, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_image) // ITEM, get(row, CONV.add_y), get(row, CONV.add_x)
         passed, passed_image, passed_y, passed_x = place(row, CONV.mask, image, slot, T), get(row, CONV.mask_image) // ITEM, get(row, CONV.mask_y), get(row, CONV.mask_x)
+        winner, asked, sums = place(row, CONV.winner, image, slot, T), get(row, CONV.winner), pointer(get(row, CONV.sums) + slot * get(row, CONV.sums_slot), T)
         x_rows, row_first, row_step, row_tap = get(row, CONV.x_rows), get(row, CONV.row_first), get(row, CONV.row_step), get(row, CONV.row_tap)
         x_columns, column_first, column_step, column_tap = get(row, CONV.x_columns), get(row, CONV.column_first), get(row, CONV.column_step), get(row, CONV.column_tap)
         top, bottom, left, right = 0, taps_a, 0, taps_b  # taps that meet x
@@ -181,27 +183,37 @@ def conv_batch(C, V, W, STEP, T):
         for unit in range(units * share // shares, units * (share + 1) // shares):
             o, n = min(unit // tiles * LANES, lanes - LANES), min(unit % tiles * C, images - C)
             for i in range(rows):
-                if x_rows > 0:
-                    top, bottom = met(row_first + i * row_step, row_first + i * row_step, row_tap, taps_a, x_rows)
                 for j in range(columns):
-                    if x_columns > 0:
-                        left, right = met(column_first + j * column_step, column_first + j * column_step, column_tap, taps_b, x_columns)
-                    acc, start, last, length = zeros(y, N, W), n * x_image + i * iy + j * ix, right, terms
-                    if one_run:
-                        last, length = left + 1, terms * (right - left)
-                    for a in range(top, bottom):
-                        for b in range(left, last):
-                            at, v = start + a * ta + b * tb, o + a * wa + b * wb
-                            for c in range(length):
-                                if STEP:
-                                    acc = outer_fma(acc, splats(x, at, 1, 0, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                else:
-                                    acc = outer_fma(acc, splats(x, at, 1, 0, C, x_image, W), loads(w, v, 1, 0, 1, 0, V, W))
-                                at += tc
-                                v += w_term
-                    added, masked = n * before_image + i * before_y + j * before_x + o, n * passed_image + i * passed_y + j * passed_x + o
-                    acc = finished(acc, bias, o, add_to, before, added, 0, before_image, relus, mask, passed, masked, 0, passed_image)
-                    stores(y, n * y_image + i * oy + j * ox + o, 1, 0, C, y_image, V, W, acc)
+                    to = n * y_image + i * oy + j * ox + o
+                    for p in range(SIDE * SIDE):
+                        down, across = SIDE * i + p // SIDE, SIDE * j + p % SIDE
+                        if x_rows > 0:
+                            top, bottom = met(row_first + down * row_step, row_first + down * row_step, row_tap, taps_a, x_rows)
+                        if x_columns > 0:
+                            left, right = met(column_first + across * column_step, column_first + across * column_step, column_tap, taps_b, x_columns)
+                        acc, start, last, length = zeros(y, N, W), n * x_image + down * iy + across * ix, right, terms
+                        if one_run:
+                            last, length = left + 1, terms * (right - left)
+                        for a in range(top, bottom):
+                            for b in range(left, last):
+                                at, v = start + a * ta + b * tb, o + a * wa + b * wb
+                                for c in range(length):
+                                    if STEP:
+                                        acc = outer_fma(acc, splats(x, at, 1, 0, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    else:
+                                        acc = outer_fma(acc, splats(x, at, 1, 0, C, x_image, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    at += tc
+                                    v += w_term
+                        if POOL:
+                            stores(sums, p * C * LANES, 1, 0, C, LANES, V, W, acc)
+                        else:
+                            added, masked = n * before_image + i * before_y + j * before_x + o, n * passed_image + i * passed_y + j * passed_x + o
+                            acc = finished(acc, bias, o, add_to, before, added, 0, before_image, relus, mask, passed, masked, 0, passed_image)
+                            stores(y, to, 1, 0, C, y_image, V, W, acc)
+                    if POOL:
+                        for m in range(C):
+                            window = loads(sums, m * LANES, 2, 2 * C * LANES, 2, C * LANES, V, W)
+                            store_largest(window, bias, o, relus, y, to + m * y_image, oy, ox, asked, winner)
 
     return kernel
 

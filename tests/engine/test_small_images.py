@@ -10,8 +10,8 @@ from whole_networks import kernels, network_of, results, same_bits
 
 import tinynet
 from tinynet import functional as F
-from tinynet.kernels.cpu import threads, tiles
-from tinynet.nn import Conv2d, Flatten, Linear, Module, ReLU, Sequential
+from tinynet.kernels.cpu import network_convolution, threads, tiles
+from tinynet.nn import Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
 
 
 class Residual(Module):
@@ -37,11 +37,13 @@ NETWORKS = {
     "a residual": (lambda: Sequential(Residual(), ReLU(), *heavy(16)), (24, 3, 3), 6),
     "a stride": (lambda: Sequential(Conv2d(16, 24, 3, stride=2, padding=1), ReLU(), *heavy(24)), (16, 6, 5), 1 + 4),
     "a stride and a dilation": (lambda: Sequential(Conv2d(16, 24, 3, stride=(1, 2), dilation=2, padding=2), ReLU(), *heavy(24)), (16, 3, 5), 1 + 2),
+    "maxima": (lambda: Sequential(Conv2d(16, 40, 3, padding=1), ReLU(), MaxPool2d(2), *heavy(40)), (16, 6, 6), 2),
+    "maxima without ReLU, of an odd number of columns": (lambda: Sequential(Conv2d(18, 33, 5, padding=2), MaxPool2d(2), *heavy(33)), (18, 6, 7), 2),
     "a padding for windows of nothing": (lambda: Sequential(Conv2d(16, 24, 3, padding=((3, 0), (1, 1))), ReLU(), *heavy(24)), (16, 2, 3), 2),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name, images, dtype", [*((name, 27, np.float32) for name in NETWORKS), ("3 x 3", 16, np.float32), ("a stride", 16, np.float64)])
+@pytest.mark.parametrize("name, images, dtype", [*((name, 27, np.float32) for name in NETWORKS), ("3 x 3", 16, np.float32), ("maxima", 16, np.float64)])
 def test_pixels_over_the_batch_come_out_bit_for_bit(name, images, dtype):
     make, shape, count = NETWORKS[name]
     assert kernels(same_bits(make(), (images, *shape), dtype)).count(tiles.conv_batch) == count
@@ -52,8 +54,29 @@ def test_a_few_images_are_taken_one_by_one():
     assert tiles.conv_batch not in kernels(same_bits(make(), (15, *shape)))
 
 
-def test_the_number_of_threads_decides_about_no_bit(monkeypatch):
-    make, shape, _ = NETWORKS["a residual"]
+def test_many_weights_are_reason_enough(monkeypatch):
+    """With no other layer over all images, forward and the images' gradient; but not of larger images."""
+    model, shape = Sequential(Conv2d(16, 24, 3, padding=1), ReLU(), MaxPool2d(2)), (20, 16, 10, 10)
+    assert tiles.conv_batch not in kernels(same_bits(model, shape))
+    monkeypatch.setattr(network_convolution, "MANY_WEIGHTS", 4 * 24 * 16 * 9)
+    assert kernels(same_bits(model, shape)).count(tiles.conv_batch) == 2
+    monkeypatch.setattr(network_convolution, "MIDDLING_IMAGE", 99)
+    assert tiles.conv_batch not in kernels(same_bits(model, shape))
+
+
+def test_what_is_not_a_number_wins_its_window():
+    model = Sequential(Conv2d(16, 24, 3, padding=1), ReLU(), MaxPool2d(2), *heavy(24))
+    x, dy = np.random.default_rng(5).standard_normal((20, 16, 6, 6)).astype(np.float32), np.ones((20, 4), np.float32)
+    x[3, :, 4, 4] = np.nan
+    x, fast = tinynet.tensor(x, requires_grad=True), tinynet.compile(model)
+    y = fast(x).numpy()
+    assert np.isnan(y[3]).all() and np.isfinite(np.delete(y, 3, 0)).all()
+    assert tiles.conv_batch in kernels(network_of(fast))
+
+
+@pytest.mark.parametrize("name", ["a residual", "maxima"])
+def test_the_number_of_threads_decides_about_no_bit(name, monkeypatch):
+    make, shape, _ = NETWORKS[name]
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((37, *shape)).astype(np.float32), rng.integers(0, 4, 37)
 
