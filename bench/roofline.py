@@ -15,7 +15,7 @@ import numpy as np
 
 from tinynet.bench.timing import once
 from tinynet.kernels.cpu.program import address_of, compiled, play, row, table_of
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, splats, stores, zeros
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, scalars, stores, zeros
 from tinynet.kernels.cpu.target import TARGET
 
 
@@ -24,7 +24,7 @@ def multiply_adds(N, W, T):
 
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        acc, xs, ws = zeros(x, N, W), splats(x, 0, 1, 0, N, 1, W), loads(x, 64, 1, 0, 1, 0, 1, W)
+        acc, xs, ws = zeros(x, N, W), scalars(x, 0, 1, 0, N, 1), loads(x, 64, 1, 0, 1, 0, 1, W)
         for _ in range(get(row, 2)):
             acc = outer_fma(acc, xs, ws)
         stores(y, slot * 1024, 1, 0, 1, 0, N, W, acc)

@@ -40,6 +40,13 @@ def kernel_text(function, symbol: str = "kernel") -> str:
     return str(_optimised(function, _ROW_AND_FIVE, types.none, symbol, _called_from_c)[1])
 
 
+def kernel_assembly(function, symbol: str = "kernel") -> str:
+    """The same as the processor's instructions."""
+    with global_compiler_lock:
+        library, module = _optimised(function, _ROW_AND_FIVE, types.none, symbol, _called_from_c)
+        return library.codegen._tm.emit_assembly(module)
+
+
 def for_python(function, count: int, symbol: str) -> tuple[bytes, list[str]]:
     """A function of `count` int64 that returns int64, as symbol(self, arguments, count) of Python's METH_FASTCALL. Python's lock
     is released while it runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, fetch, firsts, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, splats, stores, sums, zeros
+from tinynet.kernels.cpu.simd import add, fetch, firsts, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, scalars, stores, sums, zeros
 from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.tiles import DENSE_BACK, DOTS, GEMM
 from tinynet.kernels.cpu.copies_kernels import transpose, place
@@ -39,7 +39,7 @@ def gemm(R, V, W, T):
                     if first > 0:  # go on where the block before stopped: so blocks change no bit
                         acc = loads(c, at, R, c_row, 1, 0, V, W)
                     for t in range(first, last):
-                        acc = outer_fma(acc, splats(a, p, R, a_row, 1, 0, W), loads(b, q, 1, 0, 1, 0, V, W))
+                        acc = outer_fma(acc, scalars(a, p, R, a_row, 1, 0), loads(b, q, 1, 0, 1, 0, V, W))
                         p += a_term
                         q += b_term
                     if last == terms:
@@ -142,7 +142,7 @@ def gemm_packed(R, V, W, T):
                                         runs -= 1
                                         ahead += step
                             for t in range(begun, min(begun + PIECE, depth)):
-                                acc = outer_fma(acc, splats(factors, p, R, start_row, 1, 0, W), loads(panels, q, 1, 0, 1, 0, V, W))
+                                acc = outer_fma(acc, scalars(factors, p, R, start_row, 1, 0), loads(panels, q, 1, 0, 1, 0, V, W))
                                 p += start_term
                                 q += LANES
                         if first + depth < terms:
@@ -183,7 +183,7 @@ def _rows_back(R, V, W):
         if first > 0:
             acc = loads(dx, at, R, dx_row, 1, 0, V, W)
         for t in range(first, last):
-            acc = outer_fma(acc, splats(dy, p, R, dy_row, 1, 0, W), loads(w, q, 1, 0, 1, 0, V, W))
+            acc = outer_fma(acc, scalars(dy, p, R, dy_row, 1, 0), loads(w, q, 1, 0, 1, 0, V, W))
             p += 1
             q += columns
         stores(dx, at, R, dx_row, 1, 0, V, W, acc)
@@ -202,7 +202,7 @@ def _stepped(R, V, W):
         fetch(w, at + ahead, R, columns, LANES, 1)
         acc = zeros(w, N, W)
         for n in range(rows):
-            acc = outer_fma(acc, splats(dy, p, R, 1, 1, 0, W), loads(x, q, 1, 0, 1, 0, V, W))
+            acc = outer_fma(acc, scalars(dy, p, R, 1, 1, 0), loads(x, q, 1, 0, 1, 0, V, W))
             p += dy_row
             q += x_row
         before = loads(w, at, R, columns, 1, 0, V, W)

@@ -15,7 +15,7 @@ The innermost loop of every convolution and matrix product is then three lines (
 
     acc = zeros(x, ROWS * COLUMNS * VECTORS, W)
     for c in range(channels):
-        acc = outer_fma(acc, splats(x, ...), loads(w, ...))      acc[i, j] += x[i] * w[j]
+        acc = outer_fma(acc, scalars(x, ...), loads(w, ...))     acc[i, j] += x[i] * w[j]
 
 Memory is a pointer and an offset in elements: `p = pointer(address, dtype)`. A place of a tile is
 `offset + row * row_step + column * column_step`; steps may be constants or numbers of the moment.
@@ -291,17 +291,15 @@ def put_whole(typing, p, i, step, tile, start):
 
 
 @intrinsic(prefer_literal=True)
-def splats(typing, p, i, rows, row_step, columns, column_step, w):
-    """The one number at each of rows x columns places, in all lanes of a register."""
-    r, c, lanes = (_constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (w, "w")))
-    tile = _tile(_element(p), r * c, lanes)
+def scalars(typing, p, i, rows, row_step, columns, column_step):
+    """The one number at each of rows x columns places."""
+    r, c = (_constant(k, n) for k, n in ((rows, "rows"), (columns, "columns")))
 
     def generate(context, builder, signature, arguments):
         start = builder.gep(arguments[0], [arguments[1]])
-        vector = context.get_value_type(tile.dtype)
-        return _packed(builder, [_broadcast(builder, builder.load(builder.gep(start, [place])), vector) for place in _offsets(builder, r, arguments[3], c, arguments[5])])
+        return _packed(builder, [builder.load(builder.gep(start, [place])) for place in _offsets(builder, r, arguments[3], c, arguments[5])])
 
-    return tile(p, types.int64, rows, types.int64, columns, types.int64, w), generate
+    return types.UniTuple(_element(p), r * c)(p, types.int64, rows, types.int64, columns, types.int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -348,15 +346,24 @@ def counting(typing, p, start, step, w):
 # --- arithmetic ------------------------------------------------------------------------------------------------
 
 
+def _outer(builder, sums, xs, ws) -> list:
+    """A scalar gets into the lanes of a register when it is multiplied, and not before: all of them at once would need more registers
+    than the sums leave."""
+    found = []
+    for i, x in enumerate(xs):
+        x = x if isinstance(x.type, ir.VectorType) else _broadcast(builder, x, ws[0].type)
+        found += [_fma(builder, x, w, sums[i * len(ws) + j]) for j, w in enumerate(ws)]
+    return found
+
+
 @intrinsic
 def outer_fma(typing, acc, xs, ws):
-    """acc[i, j] + xs[i] * ws[j] for every pair, row by row: the step that all kernels spend their time in."""
+    """acc[i, j] + xs[i] * ws[j] for every pair, row by row, of scalars or registers xs: the step that all kernels spend their time in."""
     if acc.count != xs.count * ws.count:
         raise TypingError(f"simd.outer_fma: {xs.count} x {ws.count} products can't be added to {acc.count} accumulators")
 
     def generate(context, builder, signature, arguments):
-        sums, x, w = (_parts(builder, tile) for tile in arguments)
-        return _packed(builder, [_fma(builder, x[i], w[j], sums[i * len(w) + j]) for i in range(len(x)) for j in range(len(w))])
+        return _packed(builder, _outer(builder, *(_parts(builder, tile) for tile in arguments)))
 
     return acc(acc, xs, ws), generate
 
@@ -366,13 +373,13 @@ def product(typing, acc, xs, ws, terms):
     """acc[i, j] + the sum over k of xs[i, k] * ws[k, j]: `outer_fma` for a whole short sum, whose weights stay in registers."""
     n = _constant(terms, "terms")
     if xs.count % n or ws.count % n or acc.count * n * n != xs.count * ws.count:
-        raise TypingError(f"simd.product: {xs.count} and {ws.count} registers are no {n} terms of {acc.count} sums")
+        raise TypingError(f"simd.product: {xs.count} scalars and {ws.count} registers are no {n} terms of {acc.count} sums")
 
     def generate(context, builder, signature, arguments):
         sums, x, w = (_parts(builder, tile) for tile in arguments[:3])
         columns = len(w) // n
         for k in range(n):
-            sums = [_fma(builder, x[place // columns * n + k], w[k * columns + place % columns], total) for place, total in enumerate(sums)]
+            sums = _outer(builder, sums, x[k::n], w[k * columns : (k + 1) * columns])
         return _packed(builder, sums)
 
     return acc(acc, xs, ws, terms), generate

@@ -6,7 +6,7 @@ import numpy as np
 
 from tinynet.kernels.cpu.copies_kernels import inside, place, sums_of
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, fetch, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, splats, stores, winners, zeros
+from tinynet.kernels.cpu.simd import add, fetch, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, scalars, stores, winners, zeros
 from tinynet.kernels.cpu.tiles import CONV, DW
 
 
@@ -128,18 +128,18 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
                             for t in range(low * taps_b * terms, high * taps_b * terms):
                                 at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
                                 if STEP:
-                                    acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    acc = outer_fma(acc, scalars(x, at, HIGH, iy, WIDE, STEP), loads(w, v, 1, 0, 1, 0, V, W))
                                 else:
-                                    acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                    acc = outer_fma(acc, scalars(x, at, HIGH, iy, WIDE, ix), loads(w, v, 1, 0, 1, 0, V, W))
                         else:
                             for a in range(low, high):
                                 for b in range(taps_b):
                                     at, v = p + a * ta + b * tb, q + a * wa + b * wb
                                     for c in range(terms):
                                         if STEP:
-                                            acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                            acc = outer_fma(acc, scalars(x, at, HIGH, iy, WIDE, STEP), loads(w, v, 1, 0, 1, 0, V, W))
                                         else:
-                                            acc = outer_fma(acc, splats(x, at, HIGH, iy, WIDE, ix, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                            acc = outer_fma(acc, scalars(x, at, HIGH, iy, WIDE, ix), loads(w, v, 1, 0, 1, 0, V, W))
                                         at += tc
                                         v += w_term
                         lane = g * lanes + o
@@ -199,9 +199,9 @@ def conv_batch(C, V, W, STEP, POOL, T):
                                 at, v = start + a * ta + b * tb, o + a * wa + b * wb
                                 for c in range(length):
                                     if STEP:
-                                        acc = outer_fma(acc, splats(x, at, 1, 0, C, STEP, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                        acc = outer_fma(acc, scalars(x, at, 1, 0, C, STEP), loads(w, v, 1, 0, 1, 0, V, W))
                                     else:
-                                        acc = outer_fma(acc, splats(x, at, 1, 0, C, x_image, W), loads(w, v, 1, 0, 1, 0, V, W))
+                                        acc = outer_fma(acc, scalars(x, at, 1, 0, C, x_image), loads(w, v, 1, 0, 1, 0, V, W))
                                     at += tc
                                     v += w_term
                         if POOL:
@@ -259,7 +259,7 @@ def conv_dw(HIGH, WIDE, V, W, T):
                             for i in range(max(first, top), min(last, bottom)):
                                 p, q = n * x_image + at + i * iy + left * ix, n * dy_image + i * gy + left * gx + g * lanes + o
                                 for j in range(left, right):
-                                    acc = outer_fma(acc, splats(x, p, HIGH, tr, WIDE, tj, W), loads(dy, q, 1, 0, 1, 0, V, W))
+                                    acc = outer_fma(acc, scalars(x, p, HIGH, tr, WIDE, tj), loads(dy, q, 1, 0, 1, 0, V, W))
                                     p += ix
                                     q += gx
                         if adds or start > 0 or first > 0:

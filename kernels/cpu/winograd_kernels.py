@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tinynet.kernels.cpu.copies_kernels import copy, place, transpose, zero
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, product, splats, stores, zeros
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, product, scalars, stores, zeros
 from tinynet.kernels.cpu.tiles_kernels import finishing, pooling
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WINOGRAD, WINOGRAD_DX
 from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradients, to_images, to_outputs
@@ -24,7 +24,7 @@ def _multiplying(R, V, W, PADDED):
             if PADDED and more:
                 acc = loads(work, m + t * LANES, R, LANES, 1, 0, V, W)
             for c in range(terms):
-                acc = outer_fma(acc, splats(work, at, R, channels, 1, 0, W), loads(u, weights, 1, 0, 1, 0, V, W))
+                acc = outer_fma(acc, scalars(work, at, R, channels, 1, 0), loads(u, weights, 1, 0, 1, 0, V, W))
                 at += 1
                 weights += lanes
             stores(work, m + t * LANES, R, LANES, 1, 0, V, W, acc)
@@ -103,7 +103,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                             weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
                             for t in range(0, tiles, R):
                                 t = max(0, min(t, tiles - R))
-                                acc = product(zeros(work, N, W), splats(work, k * v_pitch + t * channels, R, channels, TERMS, 1, W), weights, TERMS)
+                                acc = product(zeros(work, N, W), scalars(work, k * v_pitch + t * channels, R, channels, TERMS, 1), weights, TERMS)
                                 stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
                     else:
                         for k in range(MATRICES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from tinynet.kernels.cpu.copies_kernels import changes, place, sums_of, transpose, zero
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, full, get, if_positive, loads, outer_fma, pointer, splats, stores, unpooled, zeros
+from tinynet.kernels.cpu.simd import add, full, get, if_positive, loads, outer_fma, pointer, scalars, stores, unpooled, zeros
 from tinynet.kernels.cpu.tiles_winograd import MADE, WEIGHTS, WEIGHTS_OUT, WINOGRAD_DW
 from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradients, to_weights
 
@@ -66,7 +66,7 @@ def _summing(R, V, W):
     @inline
     def add_tiles(acc, work, p, channels, q, lanes, tiles):
         for t in range(tiles):
-            acc = outer_fma(acc, splats(work, p, R, 1, 1, 0, W), loads(work, q, 1, 0, 1, 0, V, W))
+            acc = outer_fma(acc, scalars(work, p, R, 1, 1, 0), loads(work, q, 1, 0, 1, 0, V, W))
             p += channels
             q += lanes
         return acc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 
 import numpy as np
@@ -17,3 +18,20 @@ def test_a_tile_is_in_the_code_as_often_as_it_is_written(factory, tile, loops):
     text = compiler.kernel_text(factory(*tile, TARGET.lanes(np.float32), np.float32))
     multiply_adds = re.findall(r"call .*@llvm\.fmuladd\.v\d+f32\(", text)
     assert len(multiply_adds) == loops * np.prod(tile)
+
+
+def in_the_loop(assembly: str) -> list[str]:
+    """The instructions of the loop with most multiply-adds."""
+    blocks = [block.split("\n") for block in re.split(r"^\.LBB\w+:", assembly, flags=re.M)]
+    return [line.strip() for line in max(blocks, key=lambda lines: sum("vfmadd" in line for line in lines))]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86's assembly")
+@pytest.mark.parametrize("vectors", [1, 2, 4])
+def test_sums_that_fill_the_registers_stay_there(vectors):
+    """Neither copied nor stored in the loop over terms: each of its moves is a load of weights."""
+    pixels = min(28, TARGET.registers - 2 - vectors) // vectors
+    lines = in_the_loop(compiler.kernel_assembly(tiles.conv(1, pixels, vectors, TARGET.lanes(np.float32), 64, 0, np.float32)))
+    assert sum("vfmadd" in line for line in lines) == pixels * vectors
+    moves = [line for line in lines if re.match(r"vmov[au]p", line)]
+    assert len(moves) <= vectors and all(re.search(r"\(%r\w+.*\), %[xyz]mm\d+$", move) for move in moves), "\n".join(lines)

@@ -16,7 +16,7 @@ from tinynet.kernels.cpu import simd
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.program import address_of, compiled, row, run
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, splats, stores, sums, unpooled, winners, zeros
+from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, scalars, stores, sums, unpooled, winners, zeros
 
 
 def outer(n, m, W, T):
@@ -26,7 +26,7 @@ def outer(n, m, W, T):
         x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
         acc = zeros(x, count, W)
         for t in range(5):
-            acc = outer_fma(acc, splats(x, t, 1, 0, n, 10, W), loads(w, t * 64, 1, 0, 1, 0, m, W))
+            acc = outer_fma(acc, scalars(x, t, 1, 0, n, 10), loads(w, t * 64, 1, 0, 1, 0, m, W))
         stores(y, 0, n, m * W, 1, 0, m, W, acc)
 
     return kernel
@@ -44,7 +44,7 @@ def short_sums(TERMS, W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
         begun = loads(y, 0, 3, 2 * W, 1, 0, 2, W)
-        acc = simd.product(begun, splats(x, 0, 3, 10, TERMS, 1, W), loads(w, 0, TERMS, 64, 1, 0, 2, W), TERMS)
+        acc = simd.product(begun, scalars(x, 0, 3, 10, TERMS, 1), loads(w, 0, TERMS, 64, 1, 0, 2, W), TERMS)
         stores(y, 0, 3, 2 * W, 1, 0, 2, W, acc)
 
     return kernel
@@ -61,7 +61,7 @@ def test_product_adds_a_product_of_matrices(terms, W, T, rng):
 def wrong_terms(T):
     def kernel(row, image, slot, chunk, share, shares):
         x = pointer(get(row, 0), T)
-        stores(x, 0, 1, 0, 4, 4, 1, 4, simd.product(zeros(x, 4, 4), splats(x, 0, 1, 0, 4, 1, 4), loads(x, 0, 1, 0, 1, 0, 4, 4), 4))
+        stores(x, 0, 1, 0, 4, 4, 1, 4, simd.product(zeros(x, 4, 4), scalars(x, 0, 1, 0, 4, 1), loads(x, 0, 1, 0, 1, 0, 4, 4), 4))
 
     return kernel
 
@@ -308,7 +308,7 @@ def test_windows_are_unpooled_to_where_their_numbers_came_from(W, T, rng):
 def wrong_count(T):
     def kernel(row, image, slot, chunk, share, shares):
         x = pointer(get(row, 0), T)
-        acc = outer_fma(zeros(x, 5, 4), splats(x, 0, 1, 0, 2, 1, 4), loads(x, 0, 1, 0, 1, 0, 2, 4))
+        acc = outer_fma(zeros(x, 5, 4), scalars(x, 0, 1, 0, 2, 1), loads(x, 0, 1, 0, 1, 0, 2, 4))
         stores(x, 0, 1, 0, 5, 4, 1, 4, acc)
 
     return kernel
@@ -317,7 +317,7 @@ def wrong_count(T):
 def test_tiles_that_do_not_fit_are_refused_when_the_kernel_is_compiled():
     with pytest.raises(Exception, match="2 x 2 products can't be added to 5 accumulators"):
         compiled(wrong_count, np.float32)
-    with pytest.raises(Exception, match="4 and 4 registers are no 4 terms of 4 sums"):
+    with pytest.raises(Exception, match="4 scalars and 4 registers are no 4 terms of 4 sums"):
         compiled(wrong_terms, np.float32)
 
 
