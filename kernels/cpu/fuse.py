@@ -20,7 +20,7 @@ from tinynet.kernels.graph import Call, Graph, Unsupported
 
 HEAVY = 384 << 10  # bytes of weights: more don't stay in the second cache from one image to the next
 # Pixels of all images together, for which copies of such weights cost more than they bring: a copy in the order of tiles, and in training
-# another for the images' gradient and sums of the weights' own.
+# another for the images' gradient and sums of the weights' own. (Winograd's algorithm saves more than those cost.)
 FEW_PIXELS, FEW_IN_TRAINING = 48, 128
 
 
@@ -50,12 +50,19 @@ FUSED = {
 }  # fmt: skip
 
 
+def by_winograd(weights: tuple[int, ...], window: dict) -> bool:
+    """Whether a convolution is worth Winograd's transforms. Those of its results cost the same however many channels their sums have:
+    three pay for them (fewer were not tried)."""
+    k, c, *kernel = weights
+    return kernel == [3, 3] and (*window["stride"], *window["dilation"], window["groups"]) == (1,) * 5 and k >= 16 and c >= 3
+
+
 class Fusing:
     """Units of a graph, in an order in which they can run. Raises Unsupported for the first call that has no kernel: the calls
     before it are a graph that has."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
+    def __init__(self, graph: Graph, math: str = "strict"):
+        self.graph, self.math = graph, math
         self.uses = Counter(v for call in graph.calls for v in call.inputs if v is not None) + Counter(graph.results)
         self.made: dict[int, Unit] = {}  # value -> the unit whose result it is
         self.layouts: dict[int, str] = {}  # of images
@@ -122,17 +129,17 @@ class Fusing:
         groups = window["groups"]
         channels = nchw(self.graph.shapes[x], p["layout"])[1]
         kind = "depthwise" if groups > 1 and groups == channels == shape[0] else "conv2d"
-        if kind == "conv2d" and groups == 1 and self.few_pixels(call):
+        if kind == "conv2d" and groups == 1 and self.few_pixels(call, self.math == "winograd" and by_winograd(shape, window)):
             kind = "im2col"
         if kind == "conv2d" and groups > 1 and min(shape[0] // groups, channels // groups) < 4:
             raise Unsupported(call, "groups of fewer than 4 channels would leave a vector's lanes empty")
         self.start(kind, call, x, weight=weight, bias=bias, window=window)
 
-    def few_pixels(self, call: Call) -> bool:
+    def few_pixels(self, call: Call, winograd: bool) -> bool:
         """Whether a convolution's weights are large and all pixels of all images few: then they are read where they lie, as a dense layer's."""
         weight = call.inputs[1]
         pixels = prod(self.graph.shapes[call.output]) // self.graph.shapes[weight][0]
-        return self.graph.bytes(weight) > HEAVY and pixels <= (FEW_IN_TRAINING if self.graph.gradients else FEW_PIXELS)
+        return self.graph.bytes(weight) > HEAVY and pixels <= (FEW_IN_TRAINING if self.graph.gradients and not winograd else FEW_PIXELS)
 
     def bias_add(self, call: Call) -> None:
         x, bias = call.inputs

@@ -47,7 +47,7 @@ class Network(Convolutions, Winograd, Im2col, Layers):
     def __init__(self, graph: Graph, seeds: tuple[int, ...] = (), math: str = "strict", slots: int | None = None):
         """slots: threads that play it; numba's setting if left out."""
         self.graph, self.seeds, self.math = graph, seeds, math
-        fusing = Fusing(graph)
+        fusing = Fusing(graph, math)
         self.units, self.made, self.layouts = fusing.units, fusing.made, fusing.layouts
         self.images = fusing.images
         self.dtype = np.dtype(graph.dtype)

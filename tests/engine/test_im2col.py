@@ -69,12 +69,15 @@ def test_images_that_need_no_gradient_get_none():
     assert kernels(network_of(fast)).count(tiles.patches_back) == 0
 
 
-@pytest.mark.parametrize("images, trains, expected", [(4, False, True), (5, False, False), (10, True, True), (11, True, False)])
-def test_it_is_for_few_pixels_more_of_them_in_training(images, trains, expected):
+@pytest.mark.parametrize(
+    "images, trains, math, expected",
+    [(4, False, "strict", True), (5, False, "strict", False), (10, True, "strict", True), (11, True, "strict", False), (4, True, "winograd", True), (5, True, "winograd", False)],
+)
+def test_it_is_for_few_pixels_more_of_them_in_training_except_by_winograd(images, trains, math, expected):
     """12 pixels an image."""
     model = Sequential(Conv2d(104, 110, 3, padding=1))
     x, dy = in_whole_numbers(model, (images, 104, 3, 4), np.float32)
-    fast = tinynet.compile(model)
+    fast = tinynet.compile(model, math=math)
     if trains:
         results(model, fast, x, dy)
     else:
