@@ -34,6 +34,7 @@ CASES = {
     "several blocks of tiles": Convolution((2, 33, 39, 31), (36, 33, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
     "many images": Convolution((19, 8, 8, 8), (12, 8, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
 }  # fmt: skip
+IN_FLOAT64 = "a remainder of 1 and of 3", "odd channels", "odd channels, NHWC", "24 lanes to 40", "no padding: dy has fewer tiles", "several blocks of tiles", "many images"
 OTHERS = {
     "5 x 3": Convolution((2, 3, 9, 8), (4, 3, 5, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
     "stride": Convolution((2, 3, 9, 8), (4, 3, 3, 3), True, dict(PLAIN, stride=(1, 2), padding=1, layout="NCHW")),
@@ -57,11 +58,10 @@ def calls(case: Convolution, rng, fill, dtype):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("case, dtype", [*((name, np.float32) for name in CASES), *((name, np.float64) for name in IN_FLOAT64)])
 def test_any_size_is_as_near_to_the_truth_as_promised(case, dtype, variant, rng):
-    """The bounds are in units of float32's rounding: float64 must be nearer by the ratio of the two."""
-    for name, arrays, parameters in calls(case, rng, reals, dtype):
+    """The bounds are in units of float32's rounding: float64 must be nearer by the ratio of the two. (Each form takes a second or two to compile.)"""
+    for name, arrays, parameters in calls(CASES[case], rng, reals, dtype):
         norm = find(name, f"cpu.{variant}").norm * (1 if dtype is np.float32 else 2.0**-29)
         verdict = oracle.judge(run(name, f"cpu.{variant}", *arrays, **parameters), truth(name, *arrays, **parameters).with_norm(norm))
         assert verdict, f"{name}: {verdict}"
