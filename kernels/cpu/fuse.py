@@ -50,7 +50,7 @@ FUSED = {
 }  # fmt: skip
 
 
-def by_winograd(weights: tuple[int, ...], window: dict) -> bool:
+def worth_winograd(weights: tuple[int, ...], window: dict) -> bool:
     """Whether a convolution is worth Winograd's transforms. Those of its results cost the same however many channels their sums have:
     three pay for them (fewer were not tried)."""
     k, c, *kernel = weights
@@ -129,17 +129,19 @@ class Fusing:
         groups = window["groups"]
         channels = nchw(self.graph.shapes[x], p["layout"])[1]
         kind = "depthwise" if groups > 1 and groups == channels == shape[0] else "conv2d"
-        if kind == "conv2d" and groups == 1 and self.few_pixels(call, self.math == "winograd" and by_winograd(shape, window)):
+        if kind == "conv2d" and groups == 1 and self.few_pixels(call, window):
             kind = "im2col"
         if kind == "conv2d" and groups > 1 and min(shape[0] // groups, channels // groups) < 4:
             raise Unsupported(call, "groups of fewer than 4 channels would leave a vector's lanes empty")
         self.start(kind, call, x, weight=weight, bias=bias, window=window)
 
-    def few_pixels(self, call: Call, winograd: bool) -> bool:
+    def few_pixels(self, call: Call, window: dict) -> bool:
         """Whether a convolution's weights are large and all pixels of all images few: then they are read where they lie, as a dense layer's."""
         weight = call.inputs[1]
-        pixels = prod(self.graph.shapes[call.output]) // self.graph.shapes[weight][0]
-        return self.graph.bytes(weight) > HEAVY and pixels <= (FEW_IN_TRAINING if self.graph.gradients and not winograd else FEW_PIXELS)
+        shape = self.graph.shapes[weight]
+        winograd = self.math == "winograd" and worth_winograd(shape, window)
+        most = FEW_IN_TRAINING if self.graph.gradients and not winograd else FEW_PIXELS
+        return self.graph.bytes(weight) > HEAVY and prod(self.graph.shapes[call.output]) // shape[0] <= most
 
     def bias_add(self, call: Call) -> None:
         x, bias = call.inputs

@@ -89,7 +89,7 @@ class Network(Convolutions, Winograd, Im2col, Layers):
     @cached_property
     def apart(self) -> bool:
         """Whether some layer runs over all images at once in any case: then what lies between layers is in memory for all of them."""
-        return any(unit.kind == "linear" and self.wide(unit) or unit.kind == "conv2d" and (self.sums_over_the_batch(unit) if self.by_winograd(unit) else self.blocks(unit) or self.many_weights(unit)) for unit in self.units)
+        return any(self.wide(unit) if unit.kind == "linear" else unit.kind == "conv2d" and self.heavy(unit) for unit in self.units)
 
     # --- optimisers ---------------------------------------------------------------------------------------------------------
 

@@ -121,6 +121,10 @@ class Convolutions(Planner):
         """Whether a convolution goes over the batch for its own sake: for every image its weights would have to be read again."""
         return self.graph.bytes(unit.weight) >= MANY_WEIGHTS and self.many_small(unit, MIDDLING_IMAGE) and self.much_padding(unit)
 
+    def heavy(self, unit: Unit) -> bool:
+        """Whether a convolution runs over all images whatever other layers do."""
+        return self.sums_over_the_batch(unit) if self.by_winograd(unit) else bool(self.blocks(unit)) or self.many_weights(unit)
+
     def over_the_batch(self, unit: Unit) -> bool:
         """Whether a convolution and its images' gradient are computed pixel by pixel, of many images at a time. For the sake of padding
         alone it would cost more than it brings to keep what lies between layers for all images."""

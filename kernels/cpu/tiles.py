@@ -20,7 +20,7 @@ from tinynet.kernels.cpu.target import TARGET
 # --- which tile ------------------------------------------------------------------------------------------
 
 LEAST_LANES = 4
-FIRST, SECOND = 24_000, 400_000  # bytes of weights that stay in these caches from tile to tile
+FIRST_CACHE, SECOND_CACHE = 24_000, 400_000  # bytes of weights that stay there from tile to tile
 MOST_SUMS = 28  # vectors of sums of a tile
 # rows x columns of pixels; with v vectors of channels at each they fill rows * columns * v registers
 PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (2, 10), (2, 12), (2, 14), (3, 3), (3, 4), (4, 4))
@@ -87,7 +87,7 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
                 if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > MOST_SUMS or pooled and (r != 2 or c % 2):
                     continue
                 weights, loaded = terms * v * w * 4, v * w * 4 / 32
-                streamed = loaded * (1.2 if batch and weights > SECOND else 0.05 if weights > FIRST else 0)
+                streamed = loaded * (1.2 if batch and weights > SECOND_CACHE else 0.05 if weights > FIRST_CACHE else 0)
                 step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + streamed + 0.13 * pixels + 0.05 * v
                 count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
                 choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))

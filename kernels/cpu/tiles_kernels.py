@@ -157,7 +157,8 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
 def conv_batch(C, V, W, STEP, POOL, T):
     """As conv, for small images: one pixel of C images at a time, so every tap that meets nothing but padding is left out, of rows and of
     columns. In a tile of neighbouring pixels some of them need it. STEP: see pixel_step; here it is the step between images.
-    POOL: as in conv_pool. The sums of a window wait in scratch memory, `sums`, until all four are there.
+    POOL: as in conv_pool, and the winners' images lie as far apart as y's. A window's sums wait in scratch memory, `sums`, until all
+    four are there.
 
     A block of V * W lanes goes over all images while its weights are in the second cache.
     """
@@ -182,38 +183,38 @@ def conv_batch(C, V, W, STEP, POOL, T):
         units = (lanes + LANES - 1) // LANES * tiles
         for unit in range(units * share // shares, units * (share + 1) // shares):
             o, n = min(unit // tiles * LANES, lanes - LANES), min(unit % tiles * C, images - C)
-            for i in range(rows):
-                for j in range(columns):
-                    to = n * y_image + i * oy + j * ox + o
-                    for p in range(SIDE * SIDE):
-                        down, across = SIDE * i + p // SIDE, SIDE * j + p % SIDE
-                        if x_rows > 0:
-                            top, bottom = met(row_first + down * row_step, row_first + down * row_step, row_tap, taps_a, x_rows)
-                        if x_columns > 0:
-                            left, right = met(column_first + across * column_step, column_first + across * column_step, column_tap, taps_b, x_columns)
-                        acc, start, last, length = zeros(y, N, W), n * x_image + down * iy + across * ix, right, terms
-                        if one_run:
-                            last, length = left + 1, terms * (right - left)
-                        for a in range(top, bottom):
-                            for b in range(left, last):
-                                at, v = start + a * ta + b * tb, o + a * wa + b * wb
-                                for c in range(length):
-                                    if STEP:
-                                        acc = outer_fma(acc, scalars(x, at, 1, 0, C, STEP), loads(w, v, 1, 0, 1, 0, V, W))
-                                    else:
-                                        acc = outer_fma(acc, scalars(x, at, 1, 0, C, x_image), loads(w, v, 1, 0, 1, 0, V, W))
-                                    at += tc
-                                    v += w_term
-                        if POOL:
-                            stores(sums, p * C * LANES, 1, 0, C, LANES, V, W, acc)
-                        else:
-                            added, masked = n * before_image + i * before_y + j * before_x + o, n * passed_image + i * passed_y + j * passed_x + o
-                            acc = finished(acc, bias, o, add_to, before, added, 0, before_image, relus, mask, passed, masked, 0, passed_image)
-                            stores(y, to, 1, 0, C, y_image, V, W, acc)
-                    if POOL:
+            for pixel in range(rows * columns * SIDE * SIDE):
+                place_of_y, p = pixel // (SIDE * SIDE), pixel % (SIDE * SIDE)
+                i, j = place_of_y // columns, place_of_y % columns
+                down, across = SIDE * i + p // SIDE, SIDE * j + p % SIDE
+                if x_rows > 0:
+                    top, bottom = met(row_first + down * row_step, row_first + down * row_step, row_tap, taps_a, x_rows)
+                if x_columns > 0:
+                    left, right = met(column_first + across * column_step, column_first + across * column_step, column_tap, taps_b, x_columns)
+                acc, start, last, length = zeros(y, N, W), n * x_image + down * iy + across * ix, right, terms
+                if one_run:
+                    last, length = left + 1, terms * (right - left)
+                for a in range(top, bottom):
+                    for b in range(left, last):
+                        at, v = start + a * ta + b * tb, o + a * wa + b * wb
+                        for c in range(length):
+                            if STEP:
+                                acc = outer_fma(acc, scalars(x, at, 1, 0, C, STEP), loads(w, v, 1, 0, 1, 0, V, W))
+                            else:
+                                acc = outer_fma(acc, scalars(x, at, 1, 0, C, x_image), loads(w, v, 1, 0, 1, 0, V, W))
+                            at += tc
+                            v += w_term
+                to = n * y_image + i * oy + j * ox + o
+                if POOL:
+                    stores(sums, p * C * LANES, 1, 0, C, LANES, V, W, acc)
+                    if p == 3:
                         for m in range(C):
                             window = loads(sums, m * LANES, 2, 2 * C * LANES, 2, C * LANES, V, W)
                             store_largest(window, bias, o, relus, y, to + m * y_image, oy, ox, asked, winner)
+                else:
+                    added, masked = n * before_image + i * before_y + j * before_x + o, n * passed_image + i * passed_y + j * passed_x + o
+                    acc = finished(acc, bias, o, add_to, before, added, 0, before_image, relus, mask, passed, masked, 0, passed_image)
+                    stores(y, to, 1, 0, C, y_image, V, W, acc)
 
     return kernel
 
