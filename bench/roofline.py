@@ -15,7 +15,8 @@ import numpy as np
 
 from tinynet.bench.timing import once
 from tinynet.kernels.cpu.program import address_of, compiled, play, row, table_of
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, scalars, stores, zeros
+from tinynet.kernels.cpu.simd import add, outer_fma, zeros
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, scalars, stores
 from tinynet.kernels.cpu.target import TARGET
 
 

@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import STAMP
-from tinynet.kernels.cpu.simd import get, pointer, put
+from tinynet.kernels.cpu.simd_memory import get, pointer, put
 
 
 @intrinsic

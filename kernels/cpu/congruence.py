@@ -12,7 +12,7 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from tinynet.kernels.cpu.simd import _constant, _fma, _packed, _parts
+from tinynet.kernels.cpu.vectors import constant, multiply_add, packed, parts_of
 
 
 def _weighted(builder, factors, xs):
@@ -23,7 +23,7 @@ def _weighted(builder, factors, xs):
         if total is None:
             total = x if c == 1 else builder.fmul(x, factor)
         else:
-            total = builder.fadd(total, x) if c == 1 else builder.fsub(total, x) if c == -1 else _fma(builder, x, factor, total)
+            total = builder.fadd(total, x) if c == 1 else builder.fsub(total, x) if c == -1 else multiply_add(builder, x, factor, total)
     return total
 
 
@@ -64,16 +64,16 @@ def congruence(matrices: dict):
 
     @intrinsic(prefer_literal=True)
     def transformed(typing, tile, key):
-        matrix = matrices[_constant(key, "key")]
+        matrix = matrices[constant(key, "key")]
         rows, columns = len(matrix), len(matrix[0])
         if tile.count != columns**2:
             raise TypingError(f"congruence: a matrix of {rows} x {columns} transforms {columns**2} registers; got {tile.count}")
         found = types.UniTuple(tile.dtype, rows**2)
 
         def generate(context, builder, signature, arguments):
-            xs = _parts(builder, arguments[0])
+            xs = parts_of(builder, arguments[0])
             half = [_product(builder, matrix, xs[j::columns]) for j in range(columns)]  # half[j][i]
-            return _packed(builder, [y for i in range(rows) for y in _product(builder, matrix, [h[i] for h in half])])
+            return packed(builder, [y for i in range(rows) for y in _product(builder, matrix, [h[i] for h in half])])
 
         return found(tile, key), generate
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, get, loads, pointer, put, stores, transposed
+from tinynet.kernels.cpu.simd import add, transposed
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, put, stores
 from tinynet.kernels.cpu.tiles import GATHER, PATCHES, PLACES
 
 # --- places in memory ---------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tinynet.kernels.cpu.simd import _fma, _packed, _parts, _suffix
+from tinynet.kernels.cpu.vectors import multiply_add, packed, parts_of, suffix
 
 LN2 = Fraction("0.693147180559945309417232121458176568075500134360255")
 
@@ -55,12 +55,12 @@ def _exp(builder, x):
     unknown = builder.fcmp_unordered("uno", x, x)
     inside = builder.select(builder.fcmp_unordered("<", x, constant(whole.low)), constant(whole.low), x)  # a NaN too: it has no nearest whole number
     inside = builder.select(builder.fcmp_ordered(">", inside, constant(whole.high)), constant(whole.high), inside)
-    nearest = cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type]), f"llvm.nearbyint.{_suffix(x.type)}")
+    nearest = cgutils.get_or_insert_function(builder.module, ir.FunctionType(x.type, [x.type]), f"llvm.nearbyint.{suffix(x.type)}")
     n = builder.call(nearest, [builder.fmul(inside, constant(1 / LN2))])
-    r = _fma(builder, n, constant(-whole.second), _fma(builder, n, constant(-whole.first), inside))
+    r = multiply_add(builder, n, constant(-whole.second), multiply_add(builder, n, constant(-whole.first), inside))
     series = constant(whole.series[-1])
     for term in whole.series[-2::-1]:
-        series = _fma(builder, series, r, constant(term))
+        series = multiply_add(builder, series, r, constant(term))
     n = builder.fptosi(n, numbers)
     half = builder.ashr(n, ir.Constant(numbers, [1] * x.type.count))
     found = builder.fmul(builder.fmul(series, power(half)), power(builder.sub(n, half)))
@@ -72,6 +72,6 @@ def exp(typing, x):
     """e^x of every number of a tile, within one unit in the last place; a NaN is passed on."""
 
     def generate(context, builder, signature, arguments):
-        return _packed(builder, [_exp(builder, vector) for vector in _parts(builder, arguments[0])])
+        return packed(builder, [_exp(builder, vector) for vector in parts_of(builder, arguments[0])])
 
     return x(x), generate

@@ -8,7 +8,8 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import BRING, COMBINE, ELEMENTS, FEATURES, PACK, PLANES, POOL, SPREAD, TURN
-from tinynet.kernels.cpu.simd import add, divide, each_fma, fetch, first_hit, full, get, if_equal, kept, loads, maximum, pointer, put, relu, stores, sums, together, zeros
+from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, if_equal, kept, maximum, relu, sums, zeros
+from tinynet.kernels.cpu.simd_memory import fetch, get, loads, pointer, put, stores, together
 from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.tiles import CONV, DW
 from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, sums_of, transpose

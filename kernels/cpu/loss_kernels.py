@@ -7,7 +7,8 @@ import numpy as np
 from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import ROWS, UPDATE
-from tinynet.kernels.cpu.simd import add, full, get, largest, loads, maximum, multiply, pointer, put, stores, sums, zeros
+from tinynet.kernels.cpu.simd import add, full, largest, maximum, multiply, sums, zeros
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, put, stores
 from tinynet.kernels.cpu.copies_kernels import place
 
 # --- rows: probabilities and losses ----------------------------------------------------------------------------------------

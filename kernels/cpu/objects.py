@@ -37,7 +37,7 @@ from tinynet.kernels.kept import announced, folders, say
 
 FOLDER = Path(__file__).parent
 # Files that the code of any kernel may come from; its own file, if it is another one, counts too.
-SOURCES = ("clock_kernels", "compiler", "congruence", "copies_kernels", "exponential", "jit", "layers", "layers_kernels", "loss_kernels", "objects", "pool_kernels", "product_kernels", "rows", "simd", "target", "tiles", "tiles_kernels", "tiles_winograd", "winograd_kernels", "winograd_transforms", "winograd_weights_kernels")
+SOURCES = ("clock_kernels", "compiler", "congruence", "copies_kernels", "exponential", "jit", "layers", "layers_kernels", "loss_kernels", "objects", "pool_kernels", "product_kernels", "rows", "simd", "simd_memory", "target", "tiles", "tiles_kernels", "tiles_winograd", "vectors", "winograd_kernels", "winograd_transforms", "winograd_weights_kernels")
 _FORMAT = b"tinynet object 1"
 
 _mutex = threading.RLock()

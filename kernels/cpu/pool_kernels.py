@@ -8,7 +8,8 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.layers import AVERAGE_INSIDE, AVERAGES, MAX_POOL, SCATTER
-from tinynet.kernels.cpu.simd import add, add_first, counting, divide, full, get, if_equal, larger_with, loads, multiply, pointer, put, put_whole, stores, strided, together, zeros
+from tinynet.kernels.cpu.simd import add, add_first, counting, divide, full, if_equal, larger_with, multiply, zeros
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, put, put_whole, stores, strided, together
 from tinynet.kernels.cpu.copies_kernels import copy, inside, zero
 
 # --- windows and strides that are constants -------------------------------------------------------------------

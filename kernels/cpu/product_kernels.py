@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, fetch, firsts, full, get, kept, loads, multiply, outer_fma, pointer, put, relu, scalars, stores, sums, zeros
+from tinynet.kernels.cpu.simd import add, full, kept, multiply, outer_fma, relu, sums, zeros
+from tinynet.kernels.cpu.simd_memory import fetch, firsts, get, loads, pointer, put, scalars, stores
 from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.tiles import DENSE_BACK, DOTS, GEMM
 from tinynet.kernels.cpu.copies_kernels import transpose, place

@@ -6,7 +6,8 @@ import numpy as np
 
 from tinynet.kernels.cpu.copies_kernels import inside, place, sums_of
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, fetch, get, if_positive, kept, loads, outer_fma, pointer, pooled, put, relu, scalars, stores, winners, zeros
+from tinynet.kernels.cpu.simd import add, if_positive, kept, outer_fma, pooled, relu, winners, zeros
+from tinynet.kernels.cpu.simd_memory import fetch, get, loads, pointer, put, scalars, stores
 from tinynet.kernels.cpu.tiles import CONV, DW
 
 

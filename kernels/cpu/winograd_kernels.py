@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from tinynet.kernels.cpu.copies_kernels import copy, place, transpose, zero
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, product, scalars, stores, zeros
+from tinynet.kernels.cpu.simd import add, outer_fma, product, zeros
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, scalars, stores
 from tinynet.kernels.cpu.tiles_kernels import finishing, pooling
 from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WINOGRAD, WINOGRAD_DX
 from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradients, to_images, to_outputs

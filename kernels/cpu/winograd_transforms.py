@@ -6,7 +6,7 @@ from __future__ import annotations
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.copies_kernels import transpose, zero
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import loads, side_by_side, stores
+from tinynet.kernels.cpu.simd_memory import loads, side_by_side, stores
 from tinynet.kernels.cpu.tiles_winograd import A, B, G
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from tinynet.kernels.cpu.copies_kernels import changes, place, sums_of, transpose, zero
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, full, get, if_positive, loads, outer_fma, pointer, scalars, stores, unpooled, zeros
+from tinynet.kernels.cpu.simd import add, full, if_positive, outer_fma, unpooled, zeros
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, scalars, stores
 from tinynet.kernels.cpu.tiles_winograd import MADE, WEIGHTS, WEIGHTS_OUT, WINOGRAD_DW
 from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradients, to_weights
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinynet.kernels.cpu.program import address_of, compiled, row, run, scratch_address
-from tinynet.kernels.cpu.simd import get, pointer, put
+from tinynet.kernels.cpu.simd_memory import get, pointer, put
 
 
 def shares_and_chunks(T):

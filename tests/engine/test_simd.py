@@ -16,7 +16,8 @@ from tinynet.kernels.cpu import simd
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.program import address_of, compiled, row, run
-from tinynet.kernels.cpu.simd import add, get, loads, outer_fma, pointer, pooled, put, scalars, stores, sums, unpooled, winners, zeros
+from tinynet.kernels.cpu.simd import add, outer_fma, pooled, sums, unpooled, winners, zeros
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, put, scalars, stores
 
 
 def outer(n, m, W, T):

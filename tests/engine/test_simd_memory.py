@@ -9,9 +9,10 @@ import pytest
 from kernels_by_hand import assert_same
 from simd_by_hand import DTYPES, WIDTHS, play
 
-from tinynet.kernels.cpu import compiler, simd
+from tinynet.kernels.cpu import compiler, simd, simd_memory
 from tinynet.kernels.cpu.program import address_of, compiled, row, run
-from tinynet.kernels.cpu.simd import get, loads, pointer, put, stores, transposed
+from tinynet.kernels.cpu.simd import transposed
+from tinynet.kernels.cpu.simd_memory import get, loads, pointer, put, stores
 from tinynet.kernels.cpu.target import LINE
 
 
@@ -40,7 +41,7 @@ def joined(PIECES, W, T):
 
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 0, 1, 0, 1, 0, 6, LANES, simd.side_by_side(x, 1, 2, 150, 3, 40, PIECES, 7, W))
+        stores(y, 0, 1, 0, 1, 0, 6, LANES, simd_memory.side_by_side(x, 1, 2, 150, 3, 40, PIECES, 7, W))
 
     return kernel
 
@@ -58,10 +59,10 @@ def test_a_register_of_pieces_that_lie_apart(pieces, W, T):
 def every_few(STEP, W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 0, 1, 0, 1, 0, 1, W, simd.strided(x, 0, STEP, W))
+        stores(y, 0, 1, 0, 1, 0, 1, W, simd_memory.strided(x, 0, STEP, W))
         places = simd.counting(y, T(5), T(STEP), W)
         stores(y, W, 1, 0, 1, 0, 1, W, places)
-        simd.put_whole(pointer(get(row, 2), np.int32), 0, W, loads(y, 0, 1, 0, 2, W, 1, W), 1 << 24)
+        simd_memory.put_whole(pointer(get(row, 2), np.int32), 0, W, loads(y, 0, 1, 0, 2, W, 1, W), 1 << 24)
 
     return kernel
 
@@ -80,7 +81,7 @@ def put_together(STEP, W, T):
 
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        simd.together(y, 1, loads(x, 0, 1, 0, 1, 0, STEP, W))
+        simd_memory.together(y, 1, loads(x, 0, 1, 0, 1, 0, STEP, W))
         stores(y, 1 + STEP * W, 1, 0, 1, 0, STEP, W, simd.add_first(loads(x, 0, 1, 0, 1, 0, STEP, W), loads(x, STEP * W, 1, 0, 1, 0, 1, W), FEWER))
 
     return kernel
@@ -116,7 +117,7 @@ def test_a_square_of_registers_is_transposed(W, T):
 def part(ROWS, W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y, count = pointer(get(row, 0), T), pointer(get(row, 1), T), get(row, 2)
-        stores(y, 0, ROWS, W, 1, 0, 1, W, simd.firsts(x, get(row, 3), count, ROWS, get(row, 4), W))
+        stores(y, 0, ROWS, W, 1, 0, 1, W, simd_memory.firsts(x, get(row, 3), count, ROWS, get(row, 4), W))
 
     return kernel
 
@@ -137,7 +138,7 @@ def test_a_part_of_a_register_is_read_and_nothing_behind_it(W, T):
 def fetches(rows, count, written, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        simd.fetch(x, 1, rows, 1 << 40, count, written)  # the second row is nobody's memory
+        simd_memory.fetch(x, 1, rows, 1 << 40, count, written)  # the second row is nobody's memory
         put(y, 0, get(x, 1))
 
     return kernel

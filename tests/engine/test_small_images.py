@@ -65,16 +65,16 @@ def test_many_weights_are_reason_enough(monkeypatch):
 
 
 def test_what_is_not_a_number_wins_its_window(monkeypatch):
-    """Also where it is one of four: the windows beside the ones that hold nothing else."""
+    """Also where it is the last of four, or the first: the windows before and behind the one that holds nothing else."""
     monkeypatch.setattr(network_convolution, "MANY_WEIGHTS", 0)
     model = Sequential(Conv2d(16, 24, 3, padding=1), ReLU(), MaxPool2d(2))
     x = np.random.default_rng(5).standard_normal((20, 16, 10, 10)).astype(np.float32)
-    x[3, :, 4, 4] = np.nan
+    x[3, :, 4, 4] = x[7, :, 5, 5] = np.nan
     fast = tinynet.compile(model)
     with tinynet.no_grad():
         got, want = np.isnan(fast(x).numpy()), np.isnan(model(x).numpy())
     assert_same(got, want)
-    assert want.sum() == 4 * 24, "one image's windows of rows and columns 3 to 5"
+    assert want.sum() == 2 * 4 * 24, "of two images the windows of rows and columns 3 to 5, or 4 to 6"
     assert tiles.conv_batch in kernels(network_of(fast))
 
 

@@ -1,0 +1,212 @@
+"""Between memory and registers: what simd.py's tiles are loaded from and stored to, number by number, side by side or strided, and what is
+fetched before it is needed. simd.py says what a place is."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from tinynet.kernels.cpu.target import LINE
+from tinynet.kernels.cpu.vectors import BYTES, I32, I64, broadcast, constant, element_of, i64, load_vector, offsets, packed, parts_of, store_vector, suffix, tile_of
+
+
+@intrinsic
+def pointer(typing, address, dtype):
+    """The memory at `address` (an int) as numbers of `dtype`."""
+    element = dtype.instance_type
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(element).as_pointer())
+
+    return types.CPointer(element)(types.int64, dtype), generate
+
+
+@intrinsic
+def get(typing, p, i):
+    """The number at p[i]."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load(builder.gep(arguments[0], [arguments[1]]))
+
+    return element_of(p)(p, types.int64), generate
+
+
+@intrinsic
+def put(typing, p, i, value):
+    """p[i] = value."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store(arguments[2], builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, element_of(p)), generate
+
+
+@intrinsic(prefer_literal=True)
+def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
+    """`vectors` registers side by side in memory, at each of rows x columns places."""
+    r, c, v, lanes = (constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (vectors, "vectors"), (w, "w")))
+    tile = tile_of(element_of(p), r * c * v, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vector = context.get_value_type(tile.dtype)
+        places = offsets(builder, r, arguments[3], c, arguments[5])
+        return packed(builder, [load_vector(builder, builder.gep(start, [builder.add(place, i64(k * lanes))]), vector) for place in places for k in range(v)])
+
+    return tile(p, types.int64, rows, types.int64, columns, types.int64, vectors, w), generate
+
+
+@intrinsic(prefer_literal=True)
+def firsts(typing, p, i, count, rows, row_step, w):
+    """A register at each of `rows` places, of which the first `count` numbers are there; the others are 0, and memory is not read for them."""
+    r, lanes = constant(rows, "rows"), constant(w, "w")
+    tile = tile_of(element_of(p), r, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start, vector = builder.gep(arguments[0], [arguments[1]]), context.get_value_type(tile.dtype)
+        lane = ir.VectorType(I64, lanes)
+        there = builder.icmp_signed("<", ir.Constant(lane, list(range(lanes))), broadcast(builder, arguments[2], lane))
+        kind = ir.FunctionType(vector, [vector.as_pointer(), I32, there.type, vector])
+        load = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.{suffix(vector)}.p0")
+        align = ir.Constant(I32, 4 if isinstance(vector.element, ir.FloatType) else 8)
+        places = [builder.bitcast(builder.gep(start, [place]), vector.as_pointer()) for place in offsets(builder, r, arguments[4], 1, i64(0))]
+        return packed(builder, [builder.call(load, [place, align, there, ir.Constant(vector, None)]) for place in places])
+
+    return tile(p, types.int64, types.int64, rows, types.int64, w), generate
+
+
+@intrinsic(prefer_literal=True)
+def fetch(typing, p, i, rows, row_step, count, written):
+    """Asks for the cache lines of `count` numbers at each of `rows` places: for the first cache if they will be `written` soon, which is
+    1 or 0, else for the second. Who needs a number from memory waits for hundreds of multiply-adds; who has asked for its line before
+    does not, and asking costs no more than a load. Any address will do: nothing is read."""
+    r, n, write = (constant(k, what) for k, what in ((rows, "rows"), (count, "count"), (written, "written")))
+
+    def generate(context, builder, signature, arguments):
+        start, item = builder.gep(arguments[0], [arguments[1]]), element_of(p).bitwidth // 8
+        kind = ir.FunctionType(ir.VoidType(), [BYTES, I32, I32, I32])
+        ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        for place in offsets(builder, r, arguments[3], 1, i64(0)):
+            for k in sorted({*range(0, n, LINE // item), n - 1}):  # the last one: it need not begin where a line does
+                line = builder.bitcast(builder.gep(start, [builder.add(place, i64(k))]), BYTES)
+                builder.call(ask, [line, *(ir.Constant(I32, number) for number in (write, 2 + write, 1))])  # written, how near, data
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, rows, types.int64, count, written), generate
+
+
+@intrinsic(prefer_literal=True)
+def side_by_side(typing, p, i, rows, row_step, columns, column_step, pieces, piece_step, w):
+    """One register at each of rows x columns places, made of `pieces` of w lanes that are piece_step apart in memory."""
+    r, c, n, lanes = (constant(k, what) for k, what in ((rows, "rows"), (columns, "columns"), (pieces, "pieces"), (w, "w")))
+    if n & (n - 1):
+        raise TypingError(f"simd_memory.side_by_side: the number of pieces must be a power of 2; got {n}")
+    tile = tile_of(element_of(p), r * c, n * lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        piece = ir.VectorType(context.get_value_type(tile.dtype).element, lanes)
+
+        def joined(place):
+            found = [load_vector(builder, builder.gep(start, [builder.add(place, builder.mul(arguments[7], i64(k)))]), piece) for k in range(n)]
+            while len(found) > 1:  # pairs, then pairs of pairs
+                count = found[0].type.count
+                order = ir.Constant(ir.VectorType(I32, 2 * count), list(range(2 * count)))
+                found = [builder.shuffle_vector(a, b, order) for a, b in zip(found[::2], found[1::2])]
+            return found[0]
+
+        return packed(builder, [joined(place) for place in offsets(builder, r, arguments[3], c, arguments[5])])
+
+    return tile(p, types.int64, rows, types.int64, columns, types.int64, pieces, types.int64, w), generate
+
+
+@intrinsic(prefer_literal=True)
+def strided(typing, p, i, step, w):
+    """One register of every `step`-th number from p[i] on. Nothing before the first or behind the last is read."""
+    s, lanes = constant(step, "step"), constant(w, "w")
+    tile = tile_of(element_of(p), 1, lanes)
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vector = context.get_value_type(tile.dtype)
+        if s == 1 or lanes == 1:
+            return packed(builder, [load_vector(builder, start, vector)])
+        if s == 2:  # two registers that meet in one number hold all that is wanted, and its neighbours
+            first, second = load_vector(builder, start, vector), load_vector(builder, builder.gep(start, [i64(lanes - 1)]), vector)
+            picked = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
+            return packed(builder, [builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, lanes), picked))])
+        found = ir.Constant(vector, ir.Undefined)
+        for k in range(lanes):
+            found = builder.insert_element(found, builder.load(builder.gep(start, [i64(k * s)])), ir.Constant(I32, k))
+        return packed(builder, [found])
+
+    return tile(p, types.int64, step, w), generate
+
+
+@intrinsic
+def together(typing, p, i, tile):
+    """The first numbers of all registers, then their second ones, and so on, from p[i] on: the inverse of `strided`, of as many as its step."""
+
+    def generate(context, builder, signature, arguments):
+        registers = parts_of(builder, arguments[2])
+        n, lanes = len(registers), tile.dtype.lanes
+        whole = registers[0]
+        for k in range(1, n):  # side by side: a register more each time, the new one widened to what is there already
+            widened = builder.shuffle_vector(registers[k], ir.Constant(registers[k].type, ir.Undefined), ir.Constant(ir.VectorType(I32, k * lanes), [j % lanes for j in range(k * lanes)]))
+            whole = builder.shuffle_vector(whole, widened, ir.Constant(ir.VectorType(I32, (k + 1) * lanes), list(range((k + 1) * lanes))))
+        order = [k * lanes + j for j in range(lanes) for k in range(n)]
+        mixed = builder.shuffle_vector(whole, ir.Constant(whole.type, ir.Undefined), ir.Constant(ir.VectorType(I32, n * lanes), order))
+        store_vector(builder, mixed, builder.gep(arguments[0], [arguments[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, tile), generate
+
+
+@intrinsic
+def put_whole(typing, p, i, step, tile, start):
+    """p[i ...] = start + the numbers of each register, which are whole, as int32; `step` from one register's place to the next."""
+
+    def generate(context, builder, signature, arguments):
+        p, i, step, tile, start = arguments
+        kind = ir.VectorType(I32, signature.args[3].dtype.lanes)
+        start = broadcast(builder, builder.trunc(start, I32), kind)
+        for k, vector in enumerate(parts_of(builder, tile)):
+            place = builder.gep(p, [builder.add(i, builder.mul(step, i64(k)))])
+            builder.store(builder.add(builder.fptosi(vector, kind), start), builder.bitcast(place, kind.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.int32), types.int64, types.int64, tile, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def scalars(typing, p, i, rows, row_step, columns, column_step):
+    """The one number at each of rows x columns places."""
+    r, c = (constant(k, n) for k, n in ((rows, "rows"), (columns, "columns")))
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        return packed(builder, [builder.load(builder.gep(start, [place])) for place in offsets(builder, r, arguments[3], c, arguments[5])])
+
+    return types.UniTuple(element_of(p), r * c)(p, types.int64, rows, types.int64, columns, types.int64), generate
+
+
+@intrinsic(prefer_literal=True)
+def stores(typing, p, i, rows, row_step, columns, column_step, vectors, w, tile):
+    """The inverse of `loads`."""
+    r, c, v, lanes = (constant(k, n) for k, n in ((rows, "rows"), (columns, "columns"), (vectors, "vectors"), (w, "w")))
+    if tile.count != r * c * v or tile.dtype.lanes != lanes:
+        raise TypingError(f"simd_memory.stores: {r} x {c} places of {v} vectors of {lanes} lanes can't hold {tile}")
+
+    def generate(context, builder, signature, arguments):
+        start = builder.gep(arguments[0], [arguments[1]])
+        vectors_left = iter(parts_of(builder, arguments[8]))
+        for place in offsets(builder, r, arguments[3], c, arguments[5]):
+            for k in range(v):
+                store_vector(builder, next(vectors_left), builder.gep(start, [builder.add(place, i64(k * lanes))]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, rows, types.int64, columns, types.int64, vectors, w, tile), generate
