@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from tinynet.geometry import PoolWindow, Window, checked, halving, nchw
+from tinynet.kernels.cpu.tiles_winograd import best_size
 from tinynet.kernels.graph import Call, Graph, Unsupported
 
 HEAVY = 384 << 10  # bytes of weights: more don't stay in the second cache from one image to the next
@@ -50,11 +51,12 @@ FUSED = {
 }  # fmt: skip
 
 
-def worth_winograd(weights: tuple[int, ...], window: dict) -> bool:
-    """Whether a convolution is worth Winograd's transforms. Those of its results cost the same however many channels their sums have:
-    three pay for them (fewer were not tried)."""
+def winograd_size(weights: tuple[int, ...], window: dict, rows: int, columns: int) -> int:
+    """The tiles' size for a convolution of so many outputs, if it is worth Winograd's transforms, else 0. Those of its results cost the
+    same however many channels their sums have: three pay for them (fewer were not tried)."""
     k, c, *kernel = weights
-    return kernel == [3, 3] and (*window["stride"], *window["dilation"], window["groups"]) == (1,) * 5 and k >= 16 and c >= 3
+    worth = kernel == [3, 3] and (*window["stride"], *window["dilation"], window["groups"]) == (1,) * 5 and k >= 16 and c >= 3
+    return best_size(rows, columns) if worth else 0
 
 
 class Fusing:
@@ -138,10 +140,10 @@ class Fusing:
     def few_pixels(self, call: Call, window: dict) -> bool:
         """Whether a convolution's weights are large and all pixels of all images few: then they are read where they lie, as a dense layer's."""
         weight = call.inputs[1]
-        shape = self.graph.shapes[weight]
-        winograd = self.math == "winograd" and worth_winograd(shape, window)
+        images, _, rows, columns = nchw(self.graph.shapes[call.output], call.parameters["layout"])
+        winograd = self.math == "winograd" and winograd_size(self.graph.shapes[weight], window, rows, columns) > 0
         most = FEW_IN_TRAINING if self.graph.gradients and not winograd else FEW_PIXELS
-        return self.graph.bytes(weight) > HEAVY and prod(self.graph.shapes[call.output]) // shape[0] <= most
+        return self.graph.bytes(weight) > HEAVY and images * rows * columns <= most
 
     def bias_add(self, call: Call) -> None:
         x, bias = call.inputs

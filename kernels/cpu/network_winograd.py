@@ -6,7 +6,7 @@ from __future__ import annotations
 from math import ceil, prod
 
 from tinynet.kernels.cpu import tiles, tiles_winograd
-from tinynet.kernels.cpu.fuse import Unit, worth_winograd
+from tinynet.kernels.cpu.fuse import Unit, winograd_size
 from tinynet.kernels.cpu.images import chunk_sums
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
@@ -18,8 +18,8 @@ LEAST = 32  # lanes that are worth transforming all images for
 class Winograd(Planner):
     def by_winograd(self, unit: Unit) -> int:
         """The tiles' size, if a convolution is worth Winograd's transforms, else 0."""
-        worth = self.math == "winograd" and unit.kind == "conv2d" and worth_winograd(self.graph.shapes[unit.weight], unit.window)
-        return tiles_winograd.best_size(*self.taps(unit)[4]) if worth else 0
+        tried = self.math == "winograd" and unit.kind == "conv2d"
+        return winograd_size(self.graph.shapes[unit.weight], unit.window, *self.taps(unit)[4]) if tried else 0
 
     def own(self, m: int, outputs: tuple[int, int], channels: int, terms: int, lanes: int, most: int) -> bool:
         """Whether a kernel transforms weights where it reads them, or their gradient where it sums it up, so that their matrices, up to

@@ -86,6 +86,16 @@ def test_it_is_for_few_pixels_more_of_them_in_training_except_by_winograd(images
     assert (tiles.patches in kernels(network_of(fast))) == expected
 
 
+@pytest.mark.parametrize("rows, expected", [(1, True), (3, True), (4, False)])
+def test_images_too_small_for_winograd_go_by_im2col_in_training_in_either_math(rows, expected):
+    """From 49 to 128 pixels together, which Winograd's algorithm would take."""
+    model = Sequential(Conv2d(104, 110, 3, padding=1))
+    x, dy = in_whole_numbers(model, (100 // rows**2, 104, rows, rows), np.float32)
+    fast = tinynet.compile(model, math="winograd")
+    results(model, fast, x, dy)
+    assert (tiles.patches in kernels(network_of(fast))) == expected
+
+
 OPTIMIZERS = {
     "SGD": lambda p: optim.SGD(p, lr=0.1),
     "momentum": lambda p: optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2),
