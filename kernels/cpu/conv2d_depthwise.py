@@ -90,7 +90,7 @@ def _weights(way: _Way, weight_shape: tuple[int, ...], lanes: int) -> tuple[int,
     """(where the weights will lie as (taps, lanes), the phase that brings them there)"""
     k, _, kh, kw = weight_shape
     w = way.take(kh * kw * lanes)
-    numbers = dict(outer=1, inner=1, rows=k, w_row=kh * kw, columns=kh * kw, y_step=lanes, w=SECOND, y=w)
+    numbers = dict(outer=1, inner=1, rows=k, w_row=kh * kw, columns=kh * kw, y_step=lanes, lanes=lanes, panel=lanes, w=SECOND, y=w)
     return w, ([named(compiled(layers.pack, way.dtype), layers.PACK, numbers)], 1, 1, 1)
 
 

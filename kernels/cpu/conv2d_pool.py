@@ -63,12 +63,15 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     target = base + slots * copy.slot
     chosen = target + slots * result.slot
     w = chosen + winners * item
-    lay, w_group = laid(weight_shape, groups, True, WEIGHT, w, dtype)
+    listed = tiles.listed(kh * kw, c)
+    _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True)
+    panel = vectors * W
+    lay, steps = laid(weight_shape, groups, True, panel, WEIGHT, w, dtype)
     ix, flops = stride[1] * copy.column, 8 * x.n * y.rows * y.columns * prod(weight_shape)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
-        ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
-        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w_group,
+        ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * panel, wb=c * panel, **steps,
+        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel,
         x=copy.place(base), x_first=copy.first_row, w=w, bias=BIAS if biased else 0, relu=1,
         y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column, winner=(chosen, result.slot, result.image * item),
     )  # fmt: skip
@@ -77,9 +80,8 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
         x_row=result.row, x_first=result.first_row, y=(ARGMAX, 0, 4 * y.image), y_channel=y.channel, y_column=y.column,
     )  # fmt: skip
     numbers.update(tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, 2 * y.rows).numbers("row"))
-    listed, places = tiles.listed(kh * kw, c), lines(groups * w_group, dtype)
+    places = lines(groups * steps["w_group"], dtype)
     numbers.update(places=(w + places * item, PLACES))
-    _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True)
     kernel = named(compiled(tiles.conv_pool, wide // 2, vectors, W, tiles.pixel_step(ix, flops), listed, dtype), tiles.CONV, numbers)
     images = [*copy.rows_of(base, dtype), kernel, *result.rows_of(target, dtype), named(compiled(tiles.places, dtype), tiles.PLACES, found)]
     return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + winners + places + slots * PLACES // item, dtype, flops)

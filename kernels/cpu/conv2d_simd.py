@@ -30,6 +30,7 @@ tiles_kernels.py, the kernels themselves.
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 from math import ceil, prod
 
 import numpy as np
@@ -51,15 +52,17 @@ PLACES = tiles.MOST_LISTED * 16  # bytes of a thread's list of terms (tiles.list
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-def laid(shape: tuple[int, ...], groups: int, forward: bool, weight: int, target: int, dtype) -> tuple[tuple, int]:
-    """(the phase that lays weights out, elements of one group), as (groups, taps, terms, lanes): target[g, t, c, k] =
-    weight[g*K + k, c, t], or target[g, t, k, c] for the gradient of the images."""
+def laid(shape: tuple[int, ...], groups: int, forward: bool, panel: int, weight: int, target: int, dtype) -> tuple[tuple, dict]:
+    """(the phase that lays weights out, steps through them), as (groups, panels, taps, terms, lanes): target[g, p, t, c, k] =
+    weight[g*K + first + k, c, t], or target[g, p, t, k, c] for the gradient of the images; `panel` lanes each, as many as a tile has."""
     k, c, kh, kw = shape
     taps, (terms, count) = kh * kw, (c, k // groups) if forward else (k // groups, c)
     steps = (taps, c * taps) if forward else (c * taps, taps)
-    numbers = (taps, terms, count, widened(count), weight, k // groups * c * taps, *steps, target)
-    pieces = min(groups * taps, 16) if k * c * taps > 4096 else 1
-    return ([row(compiled(tiles.lay, dtype), *numbers)], groups * taps, pieces, 1), taps * terms * widened(count)
+    numbers = (taps, terms, count, widened(count), weight, k // groups * c * taps, *steps, target, panel)
+    w_panel, panels = taps * terms * panel, tiles.panels(widened(count), panel)
+    images = groups * panels * taps
+    pieces = min(images, 16) if k * c * taps > 4096 else 1
+    return ([row(compiled(tiles.lay, dtype), *numbers)], images, pieces, 1), dict(w_group=panels * w_panel, w_panel=w_panel, w_term=panel)
 
 
 # --- forward -----------------------------------------------------------------------------------------------
@@ -87,19 +90,20 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     base = SCRATCH
     target = base + slots * copy.slot
     w = target + slots * result.slot
-    lay, w_group = laid(weight_shape, groups, True, WEIGHT, w, dtype)
     ix, flops = stride[1] * copy.column, 2 * x.n * y.rows * y.columns * prod(weight_shape)
+    listed, axis = tiles.listed(kh * kw, c), tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, y.rows)
+    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, axis=axis)
+    panel = tile[2] * tile[3]
+    lay, steps = laid(weight_shape, groups, True, panel, WEIGHT, w, dtype)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
-        ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * lanes, wb=c * lanes, w_term=lanes,
-        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel, w_group=w_group,
+        ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * panel, wb=c * panel, **steps,
+        iy=stride[0] * copy.row, ix=ix, groups=groups, lanes=lanes, x_group=c * copy.channel,
         x=copy.place(base), x_first=copy.first_row, w=w, bias=BIAS if biased else 0,
         y=result.place(target), y_first=result.first_row, oy=result.row, ox=result.column,
     )  # fmt: skip
-    listed, places = tiles.listed(kh * kw, c), lines(groups * w_group, dtype)
-    axis = tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, y.rows)
+    places = lines(groups * steps["w_group"], dtype)
     numbers.update(places=(w + places * y.item, PLACES), **axis.numbers("row"))
-    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, axis=axis)
     kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), listed, dtype)
     images = [*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)]
     return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + places + slots * PLACES // y.item, dtype, flops)
@@ -134,28 +138,37 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
     base = SCRATCH
     target = base + slots * copy.slot
     w = target + slots * result.slot
-    lay, w_group = laid(weight_shape, groups, False, WEIGHT, w, dtype)
-    places = w + lines(groups * w_group, dtype) * dy.item
-    images = copy.rows_of(base, dtype)
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
+
+    def tile_of(vertical, horizontal, panel: int = 0) -> tuple[int, int, int, int]:
+        many, mu, wide, mv = vertical[1], vertical[4], horizontal[1], horizontal[4]
+        least, segments = rows // shares if many == rows else 1, 1 if tiles.listed(mu * mv, terms) else max(mu * mv, 1)
+        return tiles.best(least, wide, lanes, terms * mu * mv, segments, dtype, axis=axis_back(vertical, dy.rows), panel=panel)
+
+    # All phases read the same panels: they are those that the phase with most taps wants.
+    panel = prod(tile_of(*max(product(down, across), key=lambda phase: phase[0][4] * phase[1][4]))[2:])
+    lay, steps = laid(weight_shape, groups, False, panel, WEIGHT, w, dtype)
+    elements, tap = lines(groups * steps["w_group"], dtype), terms * panel
+    places = w + elements * dy.item
+    images = copy.rows_of(base, dtype)
     for vertical in down:
         phase, many, u, su, mu, _, back = vertical
-        for side, wide, v, sv, mv, shift, aside in across:
-            least = rows // shares if many == rows else 1
+        for horizontal in across:
+            side, wide, v, sv, mv, shift, aside = horizontal
             listed, axis = tiles.listed(mu * mv, terms), axis_back(vertical, dy.rows)
-            tile = tiles.best(least, wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), dtype, axis=axis)
+            tile = tile_of(vertical, horizontal, panel)
             # rows from the last tap to the first: then dy is read forward
             start = (axis.first - up if copy.needed else axis.first) * copy.row + (shift + (sides[0] if copy.needed else 0)) * copy.column
             numbers = dict(
                 outputs=rows, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms,
-                ta=back * copy.row, tb=-aside * copy.column, tc=copy.channel, wa=-su * kw * terms * lanes, wb=sv * terms * lanes, w_term=lanes,
-                iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel, w_group=w_group,
-                x=copy.place(base, start), x_first=copy.first_row, w=w + ((u + (mu - 1) * su) * kw + v) * terms * lanes * dy.item, **axis.numbers("row"),
+                ta=back * copy.row, tb=-aside * copy.column, tc=copy.channel, wa=-su * kw * tap, wb=sv * tap, **steps,
+                iy=copy.row, ix=copy.column, groups=groups, lanes=lanes, x_group=terms * copy.channel,
+                x=copy.place(base, start), x_first=copy.first_row, w=w + ((u + (mu - 1) * su) * kw + v) * tap * dy.item, **axis.numbers("row"),
                 y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column, places=(places, PLACES),
             )  # fmt: skip
             images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), listed, dtype), tiles.CONV, numbers))
     images += result.rows_of(target, dtype)
-    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size + PLACES // dy.item) + lines(groups * w_group, dtype), dtype, flops)
+    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size + PLACES // dy.item) + elements, dtype, flops)
 
 
 # --- gradient of the weights -------------------------------------------------------------------------------------

@@ -285,18 +285,22 @@ def changes(T):
 
 
 def lay(T):
-    """image: group * taps + t. y[g, t, a, b] = weight[..., t], b along the lanes; 0 in lanes that are not there."""
+    """image: (group * panels + p) * taps + t. y[g, p, t, a, b] = weight[..., t], b along the lanes of panel p (layers.pack says what that
+    is); 0 in lanes that are not there."""
 
     def kernel(row, image, slot, chunk, share, shares):
         taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
         w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
         y = pointer(get(row, 8), T)
-        at, to = image // taps * w_group + image % taps, image * terms * lanes
+        panel = get(row, 9)
+        panels = (lanes + panel - 1) // panel
+        first = min(image // taps % panels * panel, lanes - panel)
+        at, to, there = image // (taps * panels) * w_group + image % taps + first * w_lane, image * terms * panel, min(panel, count - first)
         for a in range(terms):
-            for b in range(count):
-                put(y, to + a * lanes + b, get(w, at + a * w_term + b * w_lane))
-            for b in range(count, lanes):
-                put(y, to + a * lanes + b, 0.0)
+            for b in range(there):
+                put(y, to + a * panel + b, get(w, at + a * w_term + b * w_lane))
+            for b in range(there, panel):
+                put(y, to + a * panel + b, 0.0)
 
     return kernel
 

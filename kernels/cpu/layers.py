@@ -16,7 +16,7 @@ from tinynet.kernels.cpu.rows import fields, kernels_in
 
 BRING = fields("planes rows run x x_slot x_image x_plane x_row y y_slot y_image y_plane y_row")
 TURN = fields("rows high wide y_lanes x x_slot x_image x_row x_step y y_slot y_image y_row y_step mask mask_slot mask_image mask_row mask_step")
-PACK = fields("outer w_outer y_outer inner w_inner y_inner rows w_row columns y_step w seen y")
+PACK = fields("outer w_outer inner w_inner y_inner rows w_row columns y_step lanes panel y_panel w seen y")
 
 # --- pooling ---------------------------------------------------------------------------------------------------------
 

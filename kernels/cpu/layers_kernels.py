@@ -78,23 +78,33 @@ def turn(T):
 
 
 def pack(T):
-    """Weights in the order in which tiles read them: y[o, i, column, row] = w[o, i, row, column] for outer x inner matrices.
+    """Weights in the order in which tiles read them, a panel of as many lanes as a tile has after the other: y[o, p, i, column, lane] =
+    w[o, i, first + lane, column] for outer x inner matrices of rows x columns, whose rows from `first` on make panel p.
 
-    seen: a copy of the weights as they were last packed, of which y is made: nothing is done if they are the same; or 0. Then
-    outer is 1, and the same rows of the inner matrices lie side by side.
+    A tile goes through its panel from one end to the other. (Were the lanes of all panels side by side it would read a line of each
+    few hundred bytes, and those share a few places in the first cache.) The last panel is moved back until it fits, as tiles are.
+    lanes: of all panels, rows and zeros; so many more lines lie in y that stay as they are.
+
+    seen: a copy of the weights as they were last packed, of which y is made: a panel is not made again if they are the same; or 0.
+    Then outer is 1, and the same rows of the inner matrices lie side by side.
     """
-    changed = changes(T)
+    changed, ITEM = changes(T), np.dtype(T).itemsize
 
     def kernel(row, image, slot, chunk, share, shares):
         inner, rows, columns, seen = get(row, PACK.inner), get(row, PACK.rows), get(row, PACK.columns), get(row, PACK.seen)
+        lanes, panel, w_row = get(row, PACK.lanes), get(row, PACK.panel), get(row, PACK.w_row)
         w, y = pointer(get(row, PACK.w), T), pointer(get(row, PACK.y), T)
-        count = get(row, PACK.outer) * inner
+        panels = (lanes + panel - 1) // panel
+        count = get(row, PACK.outer) * panels * inner
         begin, end = count * share // shares, count * (share + 1) // shares
-        if seen != 0 and not changed(get(row, PACK.w), seen, begin * columns, rows, get(row, PACK.w_row), (end - begin) * columns):
-            return
-        for n in range(begin, end):
-            o, i = n // inner, n % inner
-            transpose(w, o * get(row, PACK.w_outer) + i * get(row, PACK.w_inner), get(row, PACK.w_row), y, o * get(row, PACK.y_outer) + i * get(row, PACK.y_inner), get(row, PACK.y_step), rows, columns)
+        for part in range(begin // inner, (end + inner - 1) // inner):
+            p, low, high = part % panels, max(begin - part * inner, 0), min(end - part * inner, inner)
+            first = min(p * panel, lanes - panel)
+            there = min(panel, rows - first)
+            if seen != 0 and not changed(get(row, PACK.w) + first * w_row * ITEM, seen + p * panel * w_row * ITEM, low * columns, there, w_row, (high - low) * columns):
+                continue
+            for i in range(low, high):
+                transpose(w, part // panels * get(row, PACK.w_outer) + first * w_row + i * get(row, PACK.w_inner), w_row, y, part * get(row, PACK.y_panel) + i * get(row, PACK.y_inner), get(row, PACK.y_step), there, columns)
 
     return kernel
 

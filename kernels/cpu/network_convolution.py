@@ -3,6 +3,7 @@ Winograd's algorithm are in network_winograd.py, those that are matrix products 
 
 from __future__ import annotations
 
+from itertools import product
 from math import ceil, prod
 
 from tinynet.geometry import reach
@@ -21,49 +22,43 @@ TOGETHER = 16  # images whose sums of a gradient of weights stay in registers
 WORTH_A_KERNEL = 500_000  # operations of a layer on one image for which a kernel with a constant step between pixels is compiled
 
 
-def one_run(numbers: dict) -> None:
-    """Taps of a row whose numbers follow each other in memory, images and weights alike, are one run of terms."""
-    if numbers["tb"] == numbers["terms"] * numbers["tc"] and numbers["wb"] == numbers["terms"] * numbers.get("w_term", 0):
-        numbers["terms"] *= numbers["taps_b"]
-        numbers["taps_b"] = min(numbers["taps_b"], 1)
+def one_run(taps: int, terms: int, tap: int, term: int) -> tuple[int, int]:
+    """(taps, terms) of a row of a kernel, with these steps between numbers of the image: taps whose numbers follow each other are one run of
+    terms. (Those of the weights do.)"""
+    return (min(taps, 1), taps * terms) if tap == terms * term else (taps, terms)
 
 
 class Convolutions(Planner):
-    def packed(self, unit: Unit, forward: bool) -> Memory:
-        """The weights as tiles read them: (groups, taps, terms, lanes). forward: lanes are outputs; else they are inputs, and the
-        taps are turned around."""
+    def packed(self, unit: Unit, forward: bool, panel: int) -> tuple[Memory, dict]:
+        """(the weights as tiles read them: (groups, panels, taps, terms, lanes), with `panel` lanes each; the steps through them). forward:
+        lanes are outputs; else they are inputs, and the taps are turned around."""
         k, c, kh, kw = self.graph.shapes[unit.weight]
         groups, kk, depthwise = unit.window["groups"], kh * kw, unit.kind == "depthwise"
-        source, first = Outside(unit.weight), 0
-        if depthwise:
-            lanes = lanes_of(k)
-            memory = self.memory(Memory(kk * lanes, f"weights of value {unit.output}"))
-            numbers = dict(outer=1, inner=1, rows=k, w_row=kk, columns=kk, y_step=lanes)
+        count, terms = (k, 1) if depthwise else (k // groups, c) if forward else (c, k // groups)
+        lanes = count if 1 < groups and not depthwise else lanes_of(count)
+        panels, w_panel, first = tiles.panels(lanes, panel), kk * terms * panel, 0
+        memory = self.memory(Memory((1 if depthwise else groups) * panels * w_panel, f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
+        numbers = dict(outer=1 if depthwise else groups, w_outer=k // groups * c * kk, rows=count, lanes=lanes, panel=panel, y_panel=w_panel)
+        if depthwise or kk == 1 and forward:  # one transposition a panel
+            numbers.update(inner=1, w_row=kk * terms, columns=kk * terms, y_step=panel)
         else:
-            count, terms = (k // groups, c) if forward else (c, k // groups)
-            lanes = lanes_of(count) if groups == 1 else count
-            memory = self.memory(Memory(groups * kk * terms * lanes, f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
-            numbers = dict(outer=groups, w_outer=k // groups * c * kk, y_outer=kk * terms * lanes)
-            if kk == 1 and forward:  # one transposition
-                numbers.update(inner=1, rows=count, w_row=c, columns=terms, y_step=lanes)
-            else:
-                w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
-                numbers.update(inner=terms, w_inner=w_inner, y_inner=lanes, rows=count, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * lanes)
-                first = 0 if forward else (kk - 1) * terms * lanes
-        seen = self.seen(unit) if numbers["outer"] == 1 and (depthwise or forward) else {}
+            w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
+            numbers.update(inner=terms, w_inner=w_inner, y_inner=panel, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * panel)
+            first = 0 if forward else (kk - 1) * terms * panel
+        seen = self.seen(unit, panels * panel * numbers["w_row"]) if numbers["outer"] == 1 and forward else {}
 
         def build():
-            return [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(source, alone=True), y=At(memory, first, alone=True), **seen))]
+            return [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(Outside(unit.weight), alone=True), y=At(memory, first, alone=True), **seen))]
 
         self.step("weights", build, [], memory.count if seen else 4 * memory.count, once=True, into=self.prepare, with_before=True)
-        return memory
+        return memory, dict(w_group=panels * w_panel, w_panel=w_panel, w_term=panel)
 
-    def seen(self, unit: Unit) -> dict:
-        """Memory for a layer's weights as they were, where they are not trained: most calls find them unchanged, and need not pack
+    def seen(self, unit: Unit, count: int) -> dict:
+        """Memory, for so many numbers, for a layer's weights as they were, where they are not trained: most calls find them unchanged, and need not pack
         them again. (It begins with zeros, and so does what is packed.)"""
         if self.training:
             return {}
-        return dict(seen=At(self.memory(Memory(prod(self.graph.shapes[unit.weight]), f"weights of value {unit.output}, as they were")), alone=True))
+        return dict(seen=At(self.memory(Memory(count, f"weights of value {unit.output}, as they were")), alone=True))
 
     def bias_of(self, unit: Unit, lanes: int) -> Memory | None:
         if unit.bias is None:
@@ -142,7 +137,7 @@ class Convolutions(Planner):
         x = self.conv_input(unit)
         y = self.image(unit.output)
         m = self.by_winograd(unit)
-        w, bias = None if m else self.packed(unit, True), self.bias_of(unit, lanes_of(k))
+        bias = self.bias_of(unit, lanes_of(k))
         other = self.image(unit.other) if unit.other is not None else None
         winner = None
         if unit.pool and self.needs[unit.output]:
@@ -150,15 +145,28 @@ class Convolutions(Planner):
             winner.halo = y.memory.halo  # at the same places
         flops, (vertical, horizontal) = self.operations(unit), self.axes(unit)
         batch = not m and self.over_the_batch(unit)
-        places, blocks = None if m or depthwise or batch else self.list_of_terms(), 0 if m or batch else self.blocks(unit)
         sums = self.sums_of_windows() if batch and unit.pool else None
         if m:
             self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, True, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
+        blocks, places = 0 if batch else self.blocks(unit), None if depthwise or batch else self.list_of_terms()
+        taps_b, terms = (kw, c) if batch else one_run(kw, c, dilation[1] * x.x, x.channel)
+        shares, listed = 1 if blocks else self.shares(flops), tiles.listed(kh * taps_b, terms)
+        segments = 1 if listed else kh * kw
+        if depthwise:
+            tile = tiles.best_depthwise(rows, columns, lanes, self.T)
+        elif batch:
+            tile = self.tile_of_images(lanes, c, kh * kw)
+        elif unit.pool:
+            tile = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)
+        else:
+            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T, axis=vertical)
+        panel = lanes if depthwise else prod(tile[-2:])
+        w, through = self.packed(unit, True, panel)
 
         def build():
             numbers = dict(
-                taps_a=kh, taps_b=kw, terms=c, ta=dilation[0] * x.y, tb=dilation[1] * x.x, tc=x.channel, iy=stride[0] * x.y, ix=stride[1] * x.x,
+                taps_a=kh, taps_b=taps_b, terms=terms, ta=dilation[0] * x.y, tb=dilation[1] * x.x, tc=x.channel, iy=stride[0] * x.y, ix=stride[1] * x.x,
                 lanes=lanes, by_lanes=blocks, x=x.at(-top, -left), x_first=stride[0] * x.y, w=At(w, alone=True), y=y.at(), y_first=y.y, oy=y.y, ox=y.x, relu=unit.relu,
             )  # fmt: skip
             if bias is not None:
@@ -170,21 +178,17 @@ class Convolutions(Planner):
             step = tiles.pixel_step(stride[1] * x.x, flops, WORTH_A_KERNEL)
             if depthwise:
                 numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
-                return [(self.kernel(layers.depthwise, *tiles.best_depthwise(rows, columns, lanes, self.T), step), tiles.CONV, numbers)]
-            numbers.update(groups=groups, x_group=c * x.channel, w_group=kh * kw * c * lanes, wa=kw * c * lanes, wb=c * lanes, w_term=lanes)
+                return [(self.kernel(layers.depthwise, *tile, step), tiles.CONV, numbers)]
+            numbers.update(groups=groups, x_group=c * x.channel, wa=kw * c * panel, wb=c * panel, **through)
             if batch:
                 numbers.update(outputs=y.rows, columns=y.columns, images=self.images, **vertical.numbers("row"), **horizontal.numbers("column"))
-                return [self._batch(numbers, x.memory, sums)]
-            one_run(numbers)
-            shares, listed = 1 if blocks else self.shares(flops), tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
+                return [self._batch(tile, numbers, x.memory, sums)]
             numbers.update(places=At(places, alone=True), places_slot=places.step, **vertical.numbers("row"))
-            segments = 1 if listed else kh * kw
             if unit.pool:
                 numbers.update(outputs=y.rows, limit=y.rows, columns=y.columns, x_first=2 * stride[0] * x.y)
-                _, wide, v, width = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)
+                _, wide, v, width = tile
                 return [(self.kernel(tiles.conv_pool, wide // 2, v, width, step, listed), tiles.CONV, numbers)]
             numbers.update(outputs=rows, limit=rows, columns=columns)
-            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T, axis=vertical)
             return [(self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers)]
 
         touches = [x.memory, y.memory, other and other.memory, winner]
@@ -198,16 +202,18 @@ class Convolutions(Planner):
         """Scratch memory in which `conv_batch` keeps the sums of a window, of a tile of images each."""
         return self.memory(Memory(4 * tiles.MOST_SUMS * tiles.widths(self.T)[0], "sums of windows", self.slots))
 
-    def _batch(self, numbers: dict, x: Buffer, sums: Memory | None = None) -> tuple:
+    def tile_of_images(self, lanes: int, terms: int, taps: int, panel: int = 0) -> tuple[int, int, int, int]:
+        """That of `conv_batch`: one row of as many columns as it has images."""
+        return tiles.best(1, self.images, lanes, taps * terms, taps, self.T, batch=True, panel=panel)
+
+    def _batch(self, tile: tuple[int, int, int, int], numbers: dict, x: Buffer, sums: Memory | None = None) -> tuple:
         """A row of conv_batch. sums: scratch memory, if what it stores is the largest of 2 x 2."""
         if sums is not None:
             numbers.update(sums=At(sums, alone=True), sums_slot=sums.step)
-        taps = numbers["taps_a"] * numbers["taps_b"]
-        terms = taps * numbers["terms"]
-        _, *tile = tiles.best(1, self.images, numbers["lanes"], terms, taps, self.T, batch=True)
+        terms = numbers["taps_a"] * numbers["taps_b"] * numbers["terms"]
         pixels = numbers["outputs"] * numbers["columns"] * (1 if sums is None else 4)
         step = tiles.pixel_step(x.image // self.item, 2 * terms * numbers["lanes"] * pixels, WORTH_A_KERNEL)
-        return self.kernel(tiles.conv_batch, *tile, step, int(sums is not None)), tiles.CONV, numbers
+        return self.kernel(tiles.conv_batch, *tile[1:], step, int(sums is not None)), tiles.CONV, numbers
 
     depthwise = conv2d
 
@@ -314,12 +320,29 @@ class Convolutions(Planner):
             share, prior = View(dx, c, h, w), None if before is None else View(before, c, h, w)
             self.winograd("gradient of the images", m, unit, View(dz, k, dz.rows, dz.columns), (top - 2, left - 2), lanes_of(k), k, False, (h, w), share, lanes_of(c), self.operations(unit), add=prior, mask=mask)
             return
-        weights, places = self.packed(unit, depthwise), None if depthwise else self.list_of_terms()
+        places = None if depthwise else self.list_of_terms()
         terms = k // groups
         lanes = lanes_of(c) if groups == 1 else lanes_of(k) if depthwise else c
         batch = self.over_the_batch(unit)
         flops, blocks = self.operations(unit), 0 if batch else self.blocks(unit)
         shares = 1 if blocks else self.shares(flops)
+
+        def run(horizontal) -> tuple[int, int]:
+            _, _, _, sv, mv, _, aside = horizontal
+            return one_run(mv, terms, aside * dz.x, 1) if sv == 1 and not batch else (mv, terms)
+
+        def tile_of(vertical, horizontal, panel: int = 0) -> tuple[int, int, int, int]:
+            many, mu, wide, mv = vertical[1], vertical[4], horizontal[1], horizontal[4]
+            if batch:
+                return self.tile_of_images(lanes, terms, mu * mv, panel)
+            taps, length = run(horizontal)
+            segments = 1 if tiles.listed((mu if mv else 0) * taps, length) else max(mu * mv, 1)
+            return tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, segments, self.T, axis=axis_back(vertical, dz.rows), panel=panel)
+
+        # All phases read the same panels: they are those that the phase with most taps wants.
+        panel = lanes if depthwise else prod(tile_of(*max(product(down, across), key=lambda phase: phase[0][4] * phase[1][4]))[2:])
+        weights, through = self.packed(unit, depthwise, panel)
+        tap = terms * panel
 
         def build():
             found, step = [], tiles.pixel_step(dz.x, flops, WORTH_A_KERNEL)
@@ -328,15 +351,15 @@ class Convolutions(Planner):
                 axis = axis_back(vertical, dz.rows)
                 for horizontal in across:
                     side, wide, v, sv, mv, shift, aside = horizontal
-                    tap = lanes if depthwise else terms * lanes
                     # from the last tap to the first: then dy is read forward, and the taps of a row may be one run
                     top_tap, left_tap = kh - 1 - u - (mu - 1) * su, kw - 1 - v - (mv - 1) * sv  # as they lie: turned around
                     if depthwise:
                         top_tap, left_tap = u + (mu - 1) * su, v + (mv - 1) * sv
                     way = -1 if depthwise else 1
+                    taps_a, (taps_b, length) = mu if mv else 0, run(horizontal)
                     numbers = dict(
-                        outputs=many, limit=many, columns=wide, taps_a=mu if mv else 0, taps_b=mv, terms=terms, ta=back * dz.y, tb=aside * dz.x, tc=1,
-                        wa=way * su * kw * tap, wb=way * sv * tap, w_term=lanes, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, by_lanes=blocks, x_group=terms, w_group=kh * kw * terms * lanes,
+                        outputs=many, limit=many, columns=wide, taps_a=taps_a, taps_b=taps_b, terms=length, ta=back * dz.y, tb=aside * dz.x, tc=1,
+                        wa=way * su * kw * tap, wb=way * sv * tap, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, by_lanes=blocks, x_group=terms, **through,
                         x=At(dz, 0, axis.first, shift - (mv - 1) * aside), x_first=dz.y, w=At(weights, (top_tap * kw + left_tap) * tap, alone=True),
                         y=At(dx, 0, phase, side), y_first=stride[0] * dx.y, oy=stride[0] * dx.y, ox=stride[1] * dx.x,
                     )  # fmt: skip
@@ -346,16 +369,12 @@ class Convolutions(Planner):
                         numbers.update(mask=mask.at(phase, side), mask_y=stride[0] * mask.y, mask_x=stride[1] * mask.x)
                     if batch:
                         numbers.update(images=self.images, **axis.numbers("row"), **axis_back(horizontal, dz.columns).numbers("column"))
-                        found.append(self._batch(numbers, dz))
-                        continue
-                    one_run(numbers)
-                    if depthwise:
+                        found.append(self._batch(tile_of(vertical, horizontal, panel), numbers, dz))
+                    elif depthwise:
                         found.append((self.kernel(layers.depthwise, *tiles.best_depthwise(many, wide, lanes, self.T), step), tiles.CONV, numbers))
                     else:
-                        listed = tiles.listed(numbers["taps_a"] * numbers["taps_b"], numbers["terms"])
                         numbers.update(places=At(places, alone=True), places_slot=places.step, **axis.numbers("row"))
-                        tile = tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, 1 if listed else max(mu * mv, 1), self.T, axis=axis)
-                        found.append((self.kernel(tiles.conv, *tile, step, listed), tiles.CONV, numbers))
+                        found.append((self.kernel(tiles.conv, *tile_of(vertical, horizontal, panel), step, tiles.listed(taps_a * taps_b, length)), tiles.CONV, numbers))
             return found
 
         touches = [dz, dx, before, mask and mask.memory]

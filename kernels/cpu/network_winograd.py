@@ -69,7 +69,7 @@ class Winograd(Planner):
         pitch = tiles_winograd.pitch(terms * lanes, self.T)
         u = self.memory(Memory((m + 2) ** 2 * pitch, f"transformed weights of value {unit.output}"))
         taps = self.memory(Memory(9 * W * tiles_winograd.MADE, "taps", self.slots))
-        seen = self.seen(unit) if forward else {}
+        seen = self.seen(unit, prod(self.graph.shapes[unit.weight])) if forward else {}
 
         def build():
             numbers = dict(terms=terms, lanes=lanes, w=At(Outside(unit.weight), alone=True), **self.weights_read(unit, forward, flip), u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)

@@ -69,17 +69,17 @@ class Axis(NamedTuple):
 
 
 @lru_cache(4096)
-def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None, batch: bool = False) -> tuple[int, int, int, int]:
+def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None, batch: bool = False, panel: int = 0) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
     pooled: two rows, and an even number of columns. axis: of rows, if some of their taps are left out. batch: pixels are of many images,
-    and those come between two uses of a weight."""
+    and those come between two uses of a weight. panel: how many lanes it has, if that is settled."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     met = {r: axis.met(r) / (ceil(axis.outputs / r) * axis.taps) for r in {r for r, _ in PIXELS}} if axis and axis.taps else {}
     choices = []
     for w in widths(dtype):
         share = w / full  # of a whole register
         for v in (1, 2, 3, 4):
-            if v * w > lanes:
+            if v * w > lanes or panel not in (0, v * w):
                 continue
             for r, c in PIXELS:
                 pixels = r * c
@@ -92,6 +92,11 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
                 count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
                 choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
+
+
+def panels(lanes: int, panel: int) -> int:
+    """How many panels of weights (layers.pack) so many lanes are."""
+    return -(-lanes // panel)
 
 
 def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
@@ -183,7 +188,7 @@ def pixel_step(step: int, flops: float, worth: float = WORTH) -> int:
 
 
 CONV = fields(
-    "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group by_lanes "
+    "outputs limit columns taps_a taps_b terms ta tb tc wa wb w_term iy ix groups lanes x_group w_group w_panel by_lanes "
     "x x_slot x_image x_first x_rows row_first row_step row_tap w bias y y_slot y_image y_first oy ox "
     "add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image places places_slot "
     "images x_columns column_first column_step column_tap sums sums_slot"

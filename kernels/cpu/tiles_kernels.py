@@ -97,7 +97,7 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
         taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
         ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
         iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
-        groups, lanes, x_group, w_group, relus = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group), get(row, CONV.relu)
+        groups, lanes, x_group, w_group, w_panel, relus = get(row, CONV.groups), get(row, CONV.lanes), get(row, CONV.x_group), get(row, CONV.w_group), get(row, CONV.w_panel), get(row, CONV.relu)
         x, w, bias = place(row, CONV.x, image, slot, T), pointer(get(row, CONV.w), T), get(row, CONV.bias)
         y, add_to, mask, asked = place(row, CONV.y, image, slot, T), get(row, CONV.add), get(row, CONV.mask), get(row, CONV.winner)
         before, before_y, before_x = place(row, CONV.add, image, slot, T), get(row, CONV.add_y), get(row, CONV.add_x)
@@ -124,7 +124,7 @@ def _convolution(R, C, V, W, STEP, LISTED, POOL, T):
                     for j in range(0, columns, C):
                         j = min(j, columns - C)
                         acc = zeros(y, N, W)
-                        p, q = xo + g * x_group + SIDE * (i * iy + j * ix), g * w_group + o
+                        p, q = xo + g * x_group + SIDE * (i * iy + j * ix), g * w_group + block * w_panel
                         if LISTED:
                             for t in range(low * taps_b * terms, high * taps_b * terms):
                                 at, v = p + get(places, 2 * t), q + get(places, 2 * t + 1)
@@ -168,7 +168,7 @@ def conv_batch(C, V, W, STEP, POOL, T):
 
     def kernel(row, image, slot, chunk, share, shares):
         images, rows, columns, lanes, relus = get(row, CONV.images), get(row, CONV.outputs), get(row, CONV.columns), get(row, CONV.lanes), get(row, CONV.relu)
-        taps_a, taps_b, terms = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms)
+        taps_a, taps_b, terms, w_panel = get(row, CONV.taps_a), get(row, CONV.taps_b), get(row, CONV.terms), get(row, CONV.w_panel)
         ta, tb, tc, wa, wb, w_term = get(row, CONV.ta), get(row, CONV.tb), get(row, CONV.tc), get(row, CONV.wa), get(row, CONV.wb), get(row, CONV.w_term)
         iy, ix, oy, ox = get(row, CONV.iy), get(row, CONV.ix), get(row, CONV.oy), get(row, CONV.ox)
         x, x_image, w, bias = place(row, CONV.x, image, slot, T), get(row, CONV.x_image) // ITEM, pointer(get(row, CONV.w), T), get(row, CONV.bias)
@@ -183,7 +183,7 @@ def conv_batch(C, V, W, STEP, POOL, T):
         tiles = (images + C - 1) // C
         units = (lanes + LANES - 1) // LANES * tiles
         for unit in range(units * share // shares, units * (share + 1) // shares):
-            o, n = min(unit // tiles * LANES, lanes - LANES), min(unit % tiles * C, images - C)
+            o, n, q = min(unit // tiles * LANES, lanes - LANES), min(unit % tiles * C, images - C), unit // tiles * w_panel
             for pixel in range(rows * columns * SIDE * SIDE):
                 place_of_y, p = pixel // (SIDE * SIDE), pixel % (SIDE * SIDE)
                 i, j = place_of_y // columns, place_of_y % columns
@@ -197,7 +197,7 @@ def conv_batch(C, V, W, STEP, POOL, T):
                     last, length = left + 1, terms * (right - left)
                 for a in range(top, bottom):
                     for b in range(left, last):
-                        at, v = start + a * ta + b * tb, o + a * wa + b * wb
+                        at, v = start + a * ta + b * tb, q + a * wa + b * wb
                         for c in range(length):
                             if STEP:
                                 acc = outer_fma(acc, scalars(x, at, 1, 0, C, STEP), loads(w, v, 1, 0, 1, 0, V, W))

@@ -196,6 +196,23 @@ def test_one_weight_that_changes_is_seen_in_inference(count, math):
     assert_seen("zeros")
 
 
+@pytest.mark.parametrize("outputs", [56, 104])
+def test_every_channel_that_changes_is_seen_where_panels_of_weights_overlap(outputs):
+    """No tile's lanes divide so many on 3 x 3 pixels, whatever the vectors: the last panel holds some of the one before again."""
+    tinynet.manual_seed(0)
+    model = Sequential(Conv2d(5, outputs, 3, padding=1), ReLU(), Conv2d(outputs, outputs, 1))
+    x = np.random.default_rng(0).standard_normal((1, 5, 3, 3)).astype(np.float32)
+    fast = tinynet.compile(model)
+    for name, p in model.named_parameters():
+        for channel in range(outputs):
+            p.data[channel] += 1
+            with tinynet.no_grad():
+                got = fast(x).numpy()
+                np.testing.assert_array_equal(got, tinynet.compile(model)(x).numpy(), err_msg=f"{name}[{channel}]")
+    with tinynet.no_grad():
+        np.testing.assert_allclose(got, model(x).numpy(), rtol=1e-4)
+
+
 def test_new_shapes_dtypes_and_modes_are_captured_anew_in_a_bounded_cache():
     model = Sequential(Conv2d(3, 4, 3), ReLU())
     fast = tinynet.compile(model, most=3)

@@ -20,3 +20,11 @@ def test_chosen_tiles_fit_into_the_registers(dtype):
     for rows, columns, lanes in [(1, 1, 4), (6, 6, 16), (13, 13, 16), (16, 16, 64), (30, 30, 32), (3, 7, 100), (112, 112, 24)]:
         r, c, v, w = tiles.best(rows, columns, lanes, 288, 9, dtype)
         assert r <= rows and c <= columns and v * w <= lanes and r * c * v + v < TARGET.registers
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_tile_has_as_many_lanes_as_the_panels_that_it_reads(dtype):
+    for lanes in (4, 20, 52, 128):
+        _, _, v, w = tiles.best(9, 9, lanes, 288, 9, dtype)
+        _, columns, *other = tiles.best(1, 1, lanes, 32, 1, dtype, panel=v * w)
+        assert columns == 1 and other[0] * other[1] == v * w and tiles.panels(lanes, v * w) == -(-lanes // (v * w))
