@@ -221,10 +221,11 @@ class Layers(Planner):
         k, t = self.matrix(unit)
         if mask is not None:
             self._keep(mask)
+        panel = self.memory(Memory(blocks["term_block"] * tile[2] * tile[3], "panel of weights", self.slots))
 
         def build():
             numbers = dict(
-                rows=n, columns=t, terms=k, **blocks, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
+                rows=n, columns=t, terms=k, **blocks, panel=At(panel, alone=True), panel_slot=panel.step, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
                 x=At(x, alone=True), x_row=self.step_of(x), dx=At(dx, alone=True), dx_row=self.step_of(dx), hyper=self.hyper_of(unit.weight), fault=At(self.fault, alone=True),
             )  # fmt: skip
             if mask is not None:

@@ -174,19 +174,20 @@ def gemm_packed(R, V, W, T):
 
 
 def _rows_back(R, V, W):
-    """Adds dy[i ... i + R, first ... last] @ w[first ... last, o ... o + V * W] to dx at row i, column o; of the first terms it is the sum."""
-    N = R * V
+    """Adds dy[i ... i + R, first ... last] @ w[first ... last, o ... o + V * W], the panel, to dx at row i, column o; of the first terms it is
+    the sum."""
+    N, LANES = R * V, V * W
 
     @inline
-    def tile(dy, dy_row, w, columns, dx, dx_row, i, o, first, last):
-        at, p, q = i * dx_row + o, i * dy_row + first, first * columns + o
+    def tile(dy, dy_row, panel, dx, dx_row, i, o, first, last):
+        at, p, q = i * dx_row + o, i * dy_row + first, 0
         acc = zeros(dx, N, W)
         if first > 0:
             acc = loads(dx, at, R, dx_row, 1, 0, V, W)
         for t in range(first, last):
-            acc = outer_fma(acc, scalars(dy, p, R, dy_row, 1, 0), loads(w, q, 1, 0, 1, 0, V, W))
+            acc = outer_fma(acc, scalars(dy, p, R, dy_row, 1, 0), loads(panel, q, 1, 0, 1, 0, V, W))
             p += 1
-            q += columns
+            q += LANES
         stores(dx, at, R, dx_row, 1, 0, V, W, acc)
 
     return tile
@@ -194,11 +195,11 @@ def _rows_back(R, V, W):
 
 def _stepped(R, V, W):
     """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images.
-    ahead: from there to the weights that are read next."""
+    panel: where they are read. ahead: from there to the weights that are read next."""
     N, LANES = R * V, V * W
 
     @inline
-    def tile(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay, ahead):
+    def tile(dy, dy_row, x, x_row, panel, at_panel, w, columns, t, o, rows, rate, decay, ahead):
         at, p, q = t * columns + o, t, o
         fetch(w, at + ahead, R, columns, LANES, 1)
         acc = zeros(w, N, W)
@@ -206,7 +207,7 @@ def _stepped(R, V, W):
             acc = outer_fma(acc, scalars(dy, p, R, 1, 1, 0), loads(x, q, 1, 0, 1, 0, V, W))
             p += dy_row
             q += x_row
-        before = loads(w, at, R, columns, 1, 0, V, W)
+        before = loads(panel, at_panel, R, LANES, 1, 0, V, W)
         if decay != 0:
             acc = add(acc, multiply(before, full(w, decay, 1, W)))
         stores(w, at, R, columns, 1, 0, V, W, add(before, multiply(acc, full(w, rate, 1, W))))
@@ -216,8 +217,9 @@ def _stepped(R, V, W):
 
 def dense_back(R, S, V, W, T):
     """A dense layer's backward, and its step of SGD, in one pass over its weights: dx = dy @ w (and ReLU's mask), then
-    w -= rate * (dy^T @ x + decay * w), `term_block` rows of w and V * W columns at a time, which stay in the first cache from the one
-    to the other. So weights that come from memory come once. R rows of dx are computed at once, and S of w.
+    w -= rate * (dy^T @ x + decay * w), `term_block` rows of w and V * W columns at a time, a panel. So weights that come from memory
+    come once. R rows of dx are computed at once, and S of w. panel: scratch memory that holds a copy of it (rows of w that are pages
+    apart share a place in the first cache).
 
     V * W divides the columns and `column_block`, such blocks are shared; a remainder of R or S rows is done row by row: nothing may be
     added twice.
@@ -234,23 +236,25 @@ def dense_back(R, S, V, W, T):
         mask, passed, passed_row = get(row, DENSE_BACK.mask), pointer(get(row, DENSE_BACK.mask), T), get(row, DENSE_BACK.mask_row)
         hyper, fault = pointer(get(row, DENSE_BACK.hyper), np.float64), get(pointer(get(row, DENSE_BACK.fault), np.int64), 0)
         rate, decay = -T(get(hyper, 0)), T(get(hyper, 1))
-        column_block = get(row, DENSE_BACK.column_block)
+        column_block, panel = get(row, DENSE_BACK.column_block), pointer(get(row, DENSE_BACK.panel) + slot * get(row, DENSE_BACK.panel_slot), T)
         for left in range(share * column_block, columns, shares * column_block):
             right = min(left + column_block, columns)
             for first in range(0, terms, block):
                 last = min(first + block, terms)
                 for o in range(left, right, LANES):
                     ahead = LANES if o + LANES < right else block * columns + left - o
+                    for t in range(first, last):
+                        stores(panel, (t - first) * LANES, 1, 0, 1, 0, V, W, loads(w, t * columns + o, 1, 0, 1, 0, V, W))
                     for i in range(0, rows - R + 1, R):
-                        rows_back(dy, dy_row, w, columns, dx, dx_row, i, o, first, last)
+                        rows_back(dy, dy_row, panel, dx, dx_row, i, o, first, last)
                     for i in range(rows // R * R, rows):
-                        row_back(dy, dy_row, w, columns, dx, dx_row, i, o, first, last)
+                        row_back(dy, dy_row, panel, dx, dx_row, i, o, first, last)
                     if fault != 0:
                         continue
                     for t in range(first, last - S + 1, S):
-                        stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay, ahead)
+                        stepped(dy, dy_row, x, x_row, panel, (t - first) * LANES, w, columns, t, o, rows, rate, decay, ahead)
                     for t in range(first + (last - first) // S * S, last):
-                        one_stepped(dy, dy_row, x, x_row, w, columns, t, o, rows, rate, decay, ahead)
+                        one_stepped(dy, dy_row, x, x_row, panel, (t - first) * LANES, w, columns, t, o, rows, rate, decay, ahead)
             for i in range(rows if mask != 0 else 0):
                 for o in range(left, right, LANES):
                     at = i * dx_row + o

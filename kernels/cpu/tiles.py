@@ -2,8 +2,7 @@
 
 The kernels themselves are in copies_kernels.py, tiles_kernels.py and product_kernels.py: each is made for a tile and a dtype, and reads the rest from its row.
 `conv` and `conv_dw` are where the time goes. Their tiles are chosen by a small model of the machine (`best`):
-registers, one multiply-add and one load of a vector a cycle, the latency of a multiply-add, and what a tile
-that does not divide the image wastes.
+registers, multiply-adds, loads, the latency of a multiply-add (`Costs`), and what a tile that does not divide the image wastes.
 """
 
 from __future__ import annotations
@@ -20,6 +19,23 @@ from tinynet.kernels.cpu.target import TARGET
 # --- which tile ------------------------------------------------------------------------------------------
 
 LEAST_LANES = 4
+
+
+class Costs(NamedTuple):
+    """What steps of a tile take, in the time of one multiply-add of a whole vector. latency: a term's multiply-adds at least, each of which
+    waits for that of the term before. number, vector: a load. pixel, lanes: what else comes with each of them. stream: 32 bytes of
+    weights from the second cache."""
+
+    latency: float
+    number: float
+    vector: float
+    pixel: float
+    lanes: float
+    stream: float
+
+
+# Fitted to what tiles took on Zen 4 (one multiply-add of 512 bits a cycle) and Zen 3 (two of 256; others are taken to be like it).
+COSTS = Costs(4.2, 0.5, 1.0, 0.13, 0.05, 0.05) if TARGET.bits == 512 else Costs(8.6, 1.15, 1.15, 0.15, 0.0, 0.6)
 FIRST_CACHE, SECOND_CACHE = 24_000, 400_000  # bytes of weights that stay there from tile to tile
 MOST_SUMS = 28  # vectors of sums of a tile
 # rows x columns of pixels; with v vectors of channels at each they fill rows * columns * v registers
@@ -87,8 +103,8 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
                 if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > MOST_SUMS or pooled and (r != 2 or c % 2):
                     continue
                 weights, loaded = terms * v * w * 4, v * w * 4 / 32
-                streamed = loaded * (1.2 if batch and weights > SECOND_CACHE else 0.05 if weights > FIRST_CACHE else 0)
-                step = max(pixels * v * max(share, 0.5), pixels * 0.5 + v, 4.2) + streamed + 0.13 * pixels + 0.05 * v
+                streamed = loaded * (1.2 if batch and weights > SECOND_CACHE else COSTS.stream if weights > FIRST_CACHE else 0)
+                step = max(pixels * v * max(share, 0.5), pixels * COSTS.number + v * COSTS.vector, COSTS.latency) + streamed + COSTS.pixel * pixels + COSTS.lanes * v
                 count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
                 choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
@@ -162,7 +178,8 @@ def _best_dw(high: int, length: int, lanes: int, dtype) -> tuple[int, int, int]:
                 n = high * wide
                 if v * w > lanes or wide > length or n * v + v + 1 > TARGET.registers and n * v > 1 or n * v > 26:
                     continue
-                step = max(n * v * max(w / full, 0.5), n * 0.5 + v, 4.5) + 0.25 * (n * 0.5 + v)
+                loads = n * COSTS.number + v * COSTS.vector
+                step = max(n * v * max(w / full, 0.5), loads, COSTS.latency + 0.3) + 0.25 * loads
                 choices.append((ceil(length / wide) * ceil(lanes / (v * w)) * step, -n * v, wide, v, w))
     return min(choices)[2:]
 
@@ -346,7 +363,7 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
     return min(choices)[2:]
 
 
-DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_row dx dx_row mask mask_row hyper fault")
+DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_row dx dx_row mask mask_row hyper fault panel panel_slot")
 IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 
 
@@ -360,8 +377,7 @@ def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[i
     fitting = [r for r in (9, 8, 7, 6, 5, 4, 3) if r * v + v + 1 <= TARGET.registers]
     high = min(fitting, key=lambda r: (rows // r * (r * v + 2) + rows % r * 6, -r))  # cycles: a row by itself waits for each of its sums
     lanes = v * w
-    deep = 64 if columns * np.dtype(dtype).itemsize % 4096 else 32  # rows of w that are pages apart share a place in the cache
-    return (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=deep)  # columns for all threads
+    return (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=64)  # columns for all threads
 
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")

@@ -9,7 +9,7 @@ from trainings import training
 
 import tinynet
 from tinynet import nn, optim
-from tinynet.kernels.cpu import program, tiles
+from tinynet.kernels.cpu import program, threads, tiles
 from tinynet.kernels.cpu.program import address_of, compiled, named
 
 DTYPES = (np.float32, np.float64)
@@ -29,9 +29,10 @@ class Layer:
         """Plays it; what w was before."""
         before, hyper, faulty, item = self.w.copy(), np.array([rate, decay]), np.array([fault]), self.w.itemsize
         tile, blocks = tiles.best_dense_back(self.rows, self.columns, self.w.dtype.type, shares)
+        panels = np.full((threads.count(), blocks["term_block"] * tile[2] * tile[3]), 99, self.w.dtype)
         numbers = dict(
             rows=self.rows, columns=self.columns, terms=self.terms, **blocks, dy=address_of(self.dy), dy_row=self.dy.strides[0] // item, w=address_of(self.w),
-            x=address_of(self.x), x_row=self.x.strides[0] // item, dx=address_of(self.dx), dx_row=self.dx.strides[0] // item, hyper=address_of(hyper), fault=address_of(faulty),
+            x=address_of(self.x), x_row=self.x.strides[0] // item, dx=address_of(self.dx), dx_row=self.dx.strides[0] // item, hyper=address_of(hyper), fault=address_of(faulty), panel=address_of(panels), panel_slot=panels.strides[0],
         )  # fmt: skip
         if masked:
             numbers.update(mask=address_of(self.mask), mask_row=self.columns)
