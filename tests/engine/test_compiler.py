@@ -35,3 +35,11 @@ def test_sums_that_fill_the_registers_stay_there(vectors):
     assert sum("vfmadd" in line for line in lines) == pixels * vectors
     moves = [line for line in lines if re.match(r"vmov[au]p", line)]
     assert len(moves) <= vectors and all(re.search(r"\(%r\w+.*\), %[xyz]mm\d+$", move) for move in moves), "\n".join(lines)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86's assembly")
+def test_the_innermost_loop_begins_at_a_cache_line():
+    assembly = compiler.kernel_assembly(tiles.conv_pool(1, 2, TARGET.lanes(np.float32), 32, 0, np.float32))
+    at = assembly.index("\n".join(in_the_loop(assembly)[1:3]).replace("\n", "\n\t"))
+    before = assembly[:at].rstrip().split("\n")[-2:]
+    assert re.match(r"\s*\.p2align\t6\b", before[0]) and before[1].startswith(".LBB"), before
