@@ -35,7 +35,7 @@ from tinynet.kernels.cpu.images import Images, chunk_sums, images_of, shared
 from tinynet.kernels.cpu.memory import lanes_of
 from tinynet.kernels.cpu.program import address_of, compiled, lines, named, play, scratch_address, table_of
 from tinynet.kernels.cpu.tiles import fitting
-from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles, WeightsTiles, pitch, turned_pays
+from tinynet.kernels.cpu.tiles_winograd import Tiles, TurnedTiles, WeightsTiles, pitch, turned_pays, u_steps
 
 
 def _norm(last, first, second, terms: float) -> float:
@@ -108,8 +108,7 @@ class _Between:
     x_row: int
     y: tuple[int, int, int]
     y_row: int
-    u: int
-    u_pitch: int
+    u: dict[str, int]  # and the steps through it
     work: tuple[int, int]
 
 
@@ -123,14 +122,14 @@ def _call(m: int, x: Images, size: tuple[int, int, int, int], weight, weights: d
     places = _Places(x.n, shares > 1)
     apart = y.first or lanes > y.channels  # else tiles store their outputs where they belong
     entered, made = lines(high * wide * channels, dtype), lines(y.rows * y.columns * lanes, dtype) if apart else 0
-    u_pitch = pitch(x.channels * lanes, dtype)
-    u, taps, scratch, ours, theirs = _cut(dtype, (m + 2) ** 2 * u_pitch, slots * 9 * w * kernels.MADE, slots * work, places.copies * entered, places.copies * made)
+    steps = u_steps(x.channels, lanes, dtype)
+    u, taps, scratch, ours, theirs = _cut(dtype, (m + 2) ** 2 * steps["u_pitch"], slots * 9 * w * kernels.MADE, slots * work, places.copies * entered, places.copies * made)
     ours = (ours, *places.steps(entered, item))
     theirs = (theirs, *places.steps(made, item)) if apart else (y.address, 0, y.image * item)
     weight = np.ascontiguousarray(weight)
-    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **weights, u=u, u_pitch=u_pitch, taps=(taps, 9 * w * kernels.MADE * item))
+    numbers = dict(terms=x.channels, count=y.channels, lanes=lanes, w=address_of(weight), **weights, u=u, **steps, taps=(taps, 9 * w * kernels.MADE * item))
     transformed = named(compiled(kernels.weights_in, m, w, dtype), kernels.WEIGHTS, numbers)
-    rows = [_enter(x, high, wide, top, left, ours), main(_Between(ours, wide * channels, theirs, y.columns * lanes, u, u_pitch, (scratch, work * item)))]
+    rows = [_enter(x, high, wide, top, left, ours), main(_Between(ours, wide * channels, theirs, y.columns * lanes, dict(u=u, **steps), (scratch, work * item)))]
     if apart:
         numbers = dict(rows=y.rows, columns=y.columns, lanes=lanes, channels=y.channels, x=theirs, y=y.address, y_image=y.image, y_row=y.row, y_column=y.column, y_channel=y.channel)
         rows.append(named(compiled(kernels.leave_lanes, dtype), kernels.LEAVE, numbers))
@@ -145,7 +144,7 @@ def _convolve(m: int, x: Images, weight, bias, top: int, left: int, y: Images, f
 
     def main(b: _Between):
         numbers = dict(
-            **tiles.numbers, iy=b.x_row, ix=channels, x=b.x, u=b.u, u_pitch=b.u_pitch, bias=0 if bias is None else address_of(bias),
+            **tiles.numbers, iy=b.x_row, ix=channels, x=b.x, **b.u, bias=0 if bias is None else address_of(bias),
             work=b.work, y=b.y, oy=b.y_row, ox=lanes,
         )  # fmt: skip
         return named(compiled(kernels.winograd, *tiles.constants, 0, dtype), kernels.WINOGRAD, numbers)
@@ -160,7 +159,7 @@ def _convolve_back(m: int, dy: Images, weight, top: int, left: int, dx: Images) 
     tiles = TurnedTiles(m, dy.rows, dy.columns, channels, dy.channels, dx.rows, dx.columns, top, left, lanes, dtype)
 
     def main(b: _Between):
-        numbers = dict(**tiles.numbers, gy=b.x_row, gx=channels, dy=b.x, u=b.u, u_pitch=b.u_pitch, work=b.work, dx=b.y, dx_y=b.y_row, dx_x=lanes)
+        numbers = dict(**tiles.numbers, gy=b.x_row, gx=channels, dy=b.x, **b.u, work=b.work, dx=b.y, dx_y=b.y_row, dx_x=lanes)
         return named(compiled(kernels.winograd_dx, *tiles.constants, dtype), kernels.WINOGRAD_DX, numbers)
 
     whole = (ceil(dy.rows / m) * m, ceil(dy.columns / m) * m, 0, 0)

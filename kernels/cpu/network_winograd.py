@@ -66,13 +66,13 @@ class Winograd(Planner):
         k, c, _, _ = self.graph.shapes[unit.weight]
         terms, count = (c, k) if forward else (k, c)
         lanes, W = lanes_of(count), tiles.fitting(lanes_of(count), self.T)
-        pitch = tiles_winograd.pitch(terms * lanes, self.T)
-        u = self.memory(Memory((m + 2) ** 2 * pitch, f"transformed weights of value {unit.output}"))
+        steps = tiles_winograd.u_steps(terms, lanes, self.T)
+        u = self.memory(Memory((m + 2) ** 2 * steps["u_pitch"], f"transformed weights of value {unit.output}"))
         taps = self.memory(Memory(9 * W * tiles_winograd.MADE, "taps", self.slots))
         seen = self.seen(unit, prod(self.graph.shapes[unit.weight])) if forward else {}
 
         def build():
-            numbers = dict(terms=terms, lanes=lanes, w=At(Outside(unit.weight), alone=True), **self.weights_read(unit, forward, flip), u=At(u, alone=True), u_pitch=pitch, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
+            numbers = dict(terms=terms, lanes=lanes, w=At(Outside(unit.weight), alone=True), **self.weights_read(unit, forward, flip), u=At(u, alone=True), **steps, taps=At(taps, alone=True), taps_slot=taps.step, **seen)
             return [(self.kernel(tiles_winograd.weights_in, m, W), tiles_winograd.WEIGHTS, numbers)]
 
         self.step("weights, transformed", build, [], prod(self.graph.shapes[unit.weight]) if seen else 4 * u.count, once=True, into=self.prepare, with_before=True)
@@ -94,7 +94,7 @@ class Winograd(Planner):
             weights = dict(u=At(Outside(unit.weight), alone=True), u_pitch=cut.own_pitch, **self.weights_read(unit, forward, flip=not forward))
         else:
             u = self.transformed(unit, forward, m, flip=not forward)
-            weights = dict(u=At(u, alone=True), u_pitch=tiles_winograd.pitch(terms * lanes, self.T))
+            weights = dict(u=At(u, alone=True), **tiles_winograd.u_steps(terms, lanes, self.T))
 
         def build():
             numbers = dict(
@@ -125,7 +125,7 @@ class Winograd(Planner):
 
         def build():
             numbers = dict(
-                cut.numbers, gy=dz.y, gx=dz.x, dy=At(dz), u=At(u, alone=True), u_pitch=tiles_winograd.pitch(k * lanes_of(c), self.T),
+                cut.numbers, gy=dz.y, gx=dz.x, dy=At(dz), u=At(u, alone=True), **tiles_winograd.u_steps(k, lanes_of(c), self.T),
                 work=At(work, alone=True), work_slot=work.step, dx=dx.at(), dx_y=dx.y, dx_x=dx.x,
             )  # fmt: skip
             if add is not None:

@@ -73,6 +73,19 @@ def pitch(elements: int, dtype) -> int:
     return lines(elements, dtype) + LINE // np.dtype(dtype).itemsize
 
 
+def apart(lanes: int, dtype) -> int:
+    """From one row of a matrix to the next. Of each a tile reads a line or two: were they a multiple of 512 bytes apart, those of 128 rows
+    would share too few places in the first cache."""
+    line = LINE // np.dtype(dtype).itemsize
+    return lanes + (line if lanes % (8 * line) == 0 else 0)
+
+
+def u_steps(terms: int, lanes: int, dtype) -> dict[str, int]:
+    """Steps through matrices of transformed weights: from one term to the next, and from one matrix to the next."""
+    u_term = apart(lanes, dtype)
+    return dict(u_term=u_term, u_pitch=pitch(terms * u_term, dtype))
+
+
 def together(images: int, tiles: int) -> int:
     """How many images of so many tiles are taken at once: groups of one size, as nearly as can be."""
     return ceil(images / ceil(images * tiles / max(TOGETHER, tiles)))
@@ -82,9 +95,9 @@ class _Cut:
     """What `Tiles` and `WeightsTiles` find: a kernel's constants, the numbers of its row that follow from shapes, and `work`, the elements
     of scratch memory that a slot needs."""
 
-    def _fit(self, m: int, tiles: int, side: int, least: int, own: int, vectors: int, w: int, dtype, **numbers: int) -> None:
-        """tiles: transformed at once, into `channels` and `side` lanes each. own: terms whose matrices, of vectors * w lanes, are the kernel's own."""
-        v_pitch, m_pitch, self.work = _work(m, tiles, numbers["channels"], side, least, dtype)
+    def _fit(self, m: int, tiles: int, other: int, least: int, own: int, vectors: int, w: int, dtype, **numbers: int) -> None:
+        """tiles: transformed at once, into `channels` and `other` lanes each. own: terms whose matrices, of vectors * w lanes, are the kernel's own."""
+        v_pitch, m_pitch, self.work = _work(m, tiles, numbers["channels"], other, least, dtype)
         self.own_pitch = pitch(own * vectors * w, dtype)
         if own:
             self.work += (m + 2) ** 2 * self.own_pitch + 9 * w * own  # and the weights that they are made of, or become
@@ -122,8 +135,8 @@ class WeightsTiles(_Cut):
         high, vectors, w, block = _tile(m, down * group, across, channels, terms, lanes, lanes // shares, dtype, "dw")
         block, held = (down, min(terms, max(high, HELD // high * high))) if own else (block, 0)
         self.constants = (m, high, vectors, w, fitting(channels, dtype), held)
-        side = ceil(lanes / (vectors * w) / shares) * vectors * w
-        numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group)
+        side = apart(ceil(lanes / (vectors * w) / shares) * vectors * w, dtype)
+        numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, side=side, images=images, together=group)
         self._fit(m, block * across * group, side, 1, held, vectors, w, dtype, **numbers)
 
 
@@ -150,9 +163,9 @@ class TurnedTiles:
         )  # fmt: skip
 
 
-def _work(m: int, tiles: int, channels: int, side: int, least: int, dtype) -> tuple[int, int, int]:
+def _work(m: int, tiles: int, channels: int, other: int, least: int, dtype) -> tuple[int, int, int]:
     """(from one matrix of the first transform to the next, the same of the products or the second one, elements of all) of so many tiles."""
-    v_pitch, m_pitch = (pitch(max(tiles, least) * n, dtype) for n in (channels, side))
+    v_pitch, m_pitch = (pitch(max(tiles, least) * n, dtype) for n in (channels, other))
     return v_pitch, m_pitch, (m + 2) ** 2 * (v_pitch + m_pitch)
 
 
@@ -200,21 +213,21 @@ def _tile(m: int, down: int, across: int, channels: int, terms: int, lanes: int,
 
 # --- weights: into matrices, and back ---------------------------------------------------------------------------------
 
-WEIGHTS = fields("terms count lanes w seen w_term w_lane flip u u_pitch taps taps_slot")
+WEIGHTS = fields("terms count lanes w seen w_term w_lane flip u u_term u_pitch taps taps_slot")
 WEIGHTS_OUT = fields("terms count lanes sums chunks sums_chunk sums_pitch w taps taps_slot")
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
 WINOGRAD = fields(
-    "rows columns block channels terms lanes images together by_lanes iy ix x x_slot x_image u u_pitch w_term w_lane flip count bias work work_slot v_pitch m_pitch "
+    "rows columns block channels terms lanes images together by_lanes iy ix x x_slot x_image u u_term u_pitch w_term w_lane flip count bias work work_slot v_pitch m_pitch "
     "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
 WINOGRAD_DX = fields(
-    "rows columns block channels terms lanes high wide top left sum_rows sum_columns gy gx dy dy_slot dy_image u u_pitch work work_slot v_pitch m_pitch "
+    "rows columns block channels terms lanes high wide top left sum_rows sum_columns gy gx dy dy_slot dy_image u u_term u_pitch work work_slot v_pitch m_pitch "
     "dx dx_slot dx_image dx_y dx_x add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x"
 )  # fmt: skip
 WINOGRAD_DW = fields(
-    "rows columns block channels terms lanes images together iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch own_pitch count "
+    "rows columns block channels terms lanes side images together iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch own_pitch count "
     "winner winner_slot winner_image winner_y winner_x reached reached_chunk"
 )  # fmt: skip
 

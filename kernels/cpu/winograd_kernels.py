@@ -13,12 +13,12 @@ from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradien
 
 
 def _multiplying(R, V, W, PADDED):
-    """A function for one of the matrix products, tiles x channels at work[v] by terms x lanes at u[q], of which V * W lanes: to work[m],
-    R tiles at a time. PADDED: there is room for a multiple of R, and `more` may add to what is there."""
+    """A function for one of the matrix products, tiles x channels at work[v] by terms x lanes at u[q], u_term from one term to the next, of
+    which V * W lanes: to work[m], R tiles at a time. PADDED: there is room for a multiple of R, and `more` may add to what is there."""
     N, LANES = R * V, V * W
 
     @inline
-    def multiply(work, v, tiles, channels, u, q, terms, lanes, m, more):
+    def multiply(work, v, tiles, channels, u, q, terms, u_term, m, more):
         for t in range(0, tiles, R):
             t = t if PADDED else max(0, min(t, tiles - R))
             acc, at, weights = zeros(work, N, W), v + t * channels, q
@@ -27,7 +27,7 @@ def _multiplying(R, V, W, PADDED):
             for c in range(terms):
                 acc = outer_fma(acc, scalars(work, at, R, channels, 1, 0), loads(u, weights, 1, 0, 1, 0, V, W))
                 at += 1
-                weights += lanes
+                weights += u_term
             stores(work, m + t * LANES, R, LANES, 1, 0, V, W, acc)
 
     return multiply
@@ -60,7 +60,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
         rows, columns, block = get(row, WINOGRAD.rows), get(row, WINOGRAD.columns), get(row, WINOGRAD.block)
         channels, terms, lanes = get(row, WINOGRAD.channels), get(row, WINOGRAD.terms), get(row, WINOGRAD.lanes)
         iy, ix, images, together = get(row, WINOGRAD.iy), get(row, WINOGRAD.ix), get(row, WINOGRAD.images), get(row, WINOGRAD.together)
-        u, u_pitch, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.u_pitch), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
+        u, u_term, u_pitch, bias, relus = pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.u_term), get(row, WINOGRAD.u_pitch), get(row, WINOGRAD.bias), get(row, WINOGRAD.relu)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD.work) + slot * get(row, WINOGRAD.work_slot), T), get(row, WINOGRAD.v_pitch), get(row, WINOGRAD.m_pitch)
         oy, ox, add_to, mask, asked = get(row, WINOGRAD.oy), get(row, WINOGRAD.ox), get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
         before_y, before_x, passed_y, passed_x = get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
@@ -101,14 +101,14 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                                 multiply(work, k * v_pitch + c, tiles, channels, work, own + k * own_pitch, many, LANES, products + k * m_pitch, c > 0)
                     elif FEW > 0:
                         for k in range(MATRICES):
-                            weights = loads(u, k * u_pitch + o, TERMS, lanes, 1, 0, V, W)
+                            weights = loads(u, k * u_pitch + o, TERMS, u_term, 1, 0, V, W)
                             for t in range(0, tiles, R):
                                 t = max(0, min(t, tiles - R))
                                 acc = product(zeros(work, N, W), scalars(work, k * v_pitch + t * channels, R, channels, TERMS, 1), weights, TERMS)
                                 stores(work, products + k * m_pitch + t * LANES, R, LANES, 1, 0, V, W, acc)
                     else:
                         for k in range(MATRICES):
-                            multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch, False)
+                            multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, u_term, products + k * m_pitch, False)
                     for n in range(group):
                         y, winner = place(row, WINOGRAD.y, first + n, slot, T), place(row, WINOGRAD.winner, first + n, slot, T)
                         before, passed = place(row, WINOGRAD.add, first + n, slot, T), place(row, WINOGRAD.mask, first + n, slot, T)
@@ -140,7 +140,7 @@ def winograd_dx(M, R, V, W, X, T):
         channels, terms, lanes = get(row, WINOGRAD_DX.channels), get(row, WINOGRAD_DX.terms), get(row, WINOGRAD_DX.lanes)
         high, wide, up, left = get(row, WINOGRAD_DX.high), get(row, WINOGRAD_DX.wide), get(row, WINOGRAD_DX.top), get(row, WINOGRAD_DX.left)
         dy, gy, gx = place(row, WINOGRAD_DX.dy, image, slot, T), get(row, WINOGRAD_DX.gy), get(row, WINOGRAD_DX.gx)
-        u, u_pitch = pointer(get(row, WINOGRAD_DX.u), T), get(row, WINOGRAD_DX.u_pitch)
+        u, u_term, u_pitch = pointer(get(row, WINOGRAD_DX.u), T), get(row, WINOGRAD_DX.u_term), get(row, WINOGRAD_DX.u_pitch)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DX.work) + slot * get(row, WINOGRAD_DX.work_slot), T), get(row, WINOGRAD_DX.v_pitch), get(row, WINOGRAD_DX.m_pitch)
         dx, dx_y, dx_x = place(row, WINOGRAD_DX.dx, image, slot, T), get(row, WINOGRAD_DX.dx_y), get(row, WINOGRAD_DX.dx_x)
         add_to, mask = get(row, WINOGRAD_DX.add), get(row, WINOGRAD_DX.mask)
@@ -163,7 +163,7 @@ def winograd_dx(M, R, V, W, X, T):
                     stores(work, t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_gradients(loads(dy, at + c, M, gy, M, gx, 1, X), M))
             for o in range(first, last, LANES):
                 for k in range(MATRICES):
-                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, lanes, products + k * m_pitch, False)
+                    multiply(work, k * v_pitch, tiles, channels, u, k * u_pitch + o, terms, u_term, products + k * m_pitch, False)
                 for t in range(tiles):
                     to = sums + (top + t // across) * M * sums_y + t % across * M * sums_x
                     for lane in range(o, o + LANES, W):

@@ -22,14 +22,14 @@ def weights_in(M, W, T):
     def kernel(row, image, slot, chunk, share, shares):
         terms, count, lanes = get(row, WEIGHTS.terms), get(row, WEIGHTS.count), get(row, WEIGHTS.lanes)
         w, w_term, w_lane = pointer(get(row, WEIGHTS.w), T), get(row, WEIGHTS.w_term), get(row, WEIGHTS.w_lane)
-        u, pitch, taps = pointer(get(row, WEIGHTS.u), T), get(row, WEIGHTS.u_pitch), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
+        u, u_term, pitch, taps = pointer(get(row, WEIGHTS.u), T), get(row, WEIGHTS.u_term), get(row, WEIGHTS.u_pitch), pointer(get(row, WEIGHTS.taps) + slot * get(row, WEIGHTS.taps_slot), T)
         begin, end, seen = terms * share // shares, terms * (share + 1) // shares, get(row, WEIGHTS.seen)
         if seen != 0 and not changed(get(row, WEIGHTS.w), seen, begin * w_term, count, w_lane, (end - begin) * 9):
             return
         for c in range(begin, end, MADE):
             for o in range(0, lanes, W):
                 o = min(o, lanes - W)
-                make(w, c * w_term + o * w_lane, w_term, w_lane, max(0, min(W, count - o)), min(MADE, end - c), get(row, WEIGHTS.flip), taps, 0, u, c * lanes + o, lanes, pitch)
+                make(w, c * w_term + o * w_lane, w_term, w_lane, max(0, min(W, count - o)), min(MADE, end - c), get(row, WEIGHTS.flip), taps, 0, u, c * u_term + o, u_term, pitch)
 
     return kernel
 
@@ -62,14 +62,14 @@ def weights_out(M, W, T):
 
 def _summing(R, V, W):
     """A function for some sums of the weights' gradient: acc, R terms x V * W lanes, and the products of all tiles' images from work[p]
-    on, `channels` a tile, and of their gradients from work[q] on, `lanes` a tile."""
+    on, `channels` a tile, and of their gradients from work[q] on, `side` a tile."""
 
     @inline
-    def add_tiles(acc, work, p, channels, q, lanes, tiles):
+    def add_tiles(acc, work, p, channels, q, side, tiles):
         for t in range(tiles):
             acc = outer_fma(acc, scalars(work, p, R, 1, 1, 0), loads(work, q, 1, 0, 1, 0, V, W))
             p += channels
-            q += lanes
+            q += side
         return acc
 
     return add_tiles
@@ -93,7 +93,7 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block)
-        channels, terms, lanes = get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.terms), get(row, WINOGRAD_DW.lanes)
+        channels, terms, lanes, side = get(row, WINOGRAD_DW.channels), get(row, WINOGRAD_DW.terms), get(row, WINOGRAD_DW.lanes), get(row, WINOGRAD_DW.side)
         iy, ix, images, together = get(row, WINOGRAD_DW.iy), get(row, WINOGRAD_DW.ix), get(row, WINOGRAD_DW.images), get(row, WINOGRAD_DW.together)
         gy, gx = get(row, WINOGRAD_DW.gy), get(row, WINOGRAD_DW.gx)
         work, v_pitch, m_pitch = pointer(get(row, WINOGRAD_DW.work) + slot * get(row, WINOGRAD_DW.work_slot), T), get(row, WINOGRAD_DW.v_pitch), get(row, WINOGRAD_DW.m_pitch)
@@ -106,7 +106,6 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
         taps, first, last = third + MATRICES * own_pitch, 0, lanes
         if OWN > 0:
             first, last = lanes // LANES * share // shares * LANES, lanes // LANES * (share + 1) // shares * LANES
-        side = last - first  # lanes of dy that are transformed here
         for begin in range(image, image + images, together):
             group = min(together, image + images - begin)
             for top in range(0, down, block):
@@ -165,7 +164,7 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
                                 at, acc = k * s_pitch + c * lanes + o, zeros(sums, N, W)
                                 if more:
                                     acc = loads(sums, at, R, lanes, 1, 0, V, W)
-                                acc = add_tiles(acc, work, k * v_pitch + c, channels, second + k * m_pitch + o, lanes, tiles)
+                                acc = add_tiles(acc, work, k * v_pitch + c, channels, second + k * m_pitch + o, side, tiles)
                                 stores(sums, at, R, lanes, 1, 0, V, W, acc)
 
     return kernel
