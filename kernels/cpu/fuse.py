@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from math import prod
 
 from tinynet.geometry import PoolWindow, Window, checked, halving, nchw
+from tinynet.kernels.cpu.target import TARGET
 from tinynet.kernels.cpu.tiles_winograd import best_size
 from tinynet.kernels.graph import Call, Graph, Unsupported
 
 HEAVY = 384 << 10  # bytes of weights: more don't stay in the second cache from one image to the next
 # Pixels of all images together, for which copies of such weights cost more than they bring: a copy in the order of tiles, and in training
-# another for the images' gradient and sums of the weights' own. (Winograd's algorithm saves more than those cost.)
-FEW_PIXELS, FEW_IN_TRAINING = 48, 128
+# another for the images' gradient and sums of the weights' own. (Winograd's algorithm saves more than those cost. The first was measured on Zen 4 and Zen 3.)
+FEW_PIXELS, FEW_IN_TRAINING = 48 if TARGET.registers >= 32 else 32, 128
 
 
 @dataclass

@@ -12,6 +12,7 @@ import tinynet
 from tinynet import functional as F
 from tinynet import optim
 from tinynet.kernels.cpu import threads, tiles
+from tinynet.kernels.cpu.fuse import FEW_PIXELS
 from tinynet.nn import Conv2d, Flatten, Linear, MaxPool2d, Module, ReLU, Sequential
 
 
@@ -69,9 +70,12 @@ def test_images_that_need_no_gradient_get_none():
     assert kernels(network_of(fast)).count(tiles.patches_back) == 0
 
 
+FEW = FEW_PIXELS // 12  # images
+
+
 @pytest.mark.parametrize(
     "images, trains, math, expected",
-    [(4, False, "strict", True), (5, False, "strict", False), (10, True, "strict", True), (11, True, "strict", False), (4, True, "winograd", True), (5, True, "winograd", False)],
+    [(FEW, False, "strict", True), (FEW + 1, False, "strict", False), (10, True, "strict", True), (11, True, "strict", False), (FEW, True, "winograd", True), (FEW + 1, True, "winograd", False)],
 )
 def test_it_is_for_few_pixels_more_of_them_in_training_except_by_winograd(images, trains, math, expected):
     """12 pixels an image."""
