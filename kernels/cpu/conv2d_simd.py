@@ -19,6 +19,10 @@ and for weights' gradients columns too (tiles.Axis). 5 x 5 taps on 7 x 7 pixels 
 network a tile may be one pixel of many images, and leaves out all of them (conv_batch). (So where an infinite
 weight meets padding, how many rows a tile has, and with it the number of threads, decides whether 0 * inf makes a NaN.)
 
+Weights are copied first, into panels: all terms of a tile's channels, then those of the next ones. So a tile reads them from one end to the
+other. (With the channels of a term side by side it would read 64 bytes of every 512 or 2048, and those share a few places in either
+cache: 512 channels on 4 x 4 pixels took twice as long.)
+
 Nothing is left over at the end of a row or of the channels: the last tile is moved back until it fits, and computes
 some outputs again. Groups of fewer than 4 output channels are widened to 4 lanes, with weights of 0 in the rest; depthwise convolution,
 whose groups are single channels, has kernels of its own (conv2d_depthwise.py).
