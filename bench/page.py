@@ -50,7 +50,8 @@ def _table(head: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
 
 def _where(result: dict) -> str:
     m = result["machine"]
-    return f"{result['created'][:10]}, {m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, Python {m['python']}, numpy {m['numpy']}"
+    vectors = f" ({m['vectors']})" if m.get("vectors") else ""  # older results don't say
+    return f"{result['created'][:10]}, {m['cpu']}{vectors}, {m['cores']} cores, {m['memory_gb']} GB, Python {m['python']}, numpy {m['numpy']}"
 
 
 # --- networks -----------------------------------------------------------------------------------------------------------

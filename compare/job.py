@@ -217,6 +217,15 @@ def record(schema: str | int) -> dict:
     return {"schema": schema, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "machine": machine()}
 
 
+def _vectors() -> str:
+    """The processor's, as the kernels use them (a machine with wider ones is another machine); empty where there are no kernels for it."""
+    if tinynet.devices()["cpu"] is not None:
+        return ""
+    from tinynet.kernels.cpu.target import TARGET
+
+    return f"{TARGET.name}, {TARGET.bits} bits"
+
+
 def machine() -> dict:
     """Where the numbers come from."""
     cpu = platform.processor()
@@ -225,6 +234,7 @@ def machine() -> dict:
             cpu = next((line.split(":", 1)[1].strip() for line in info if line.startswith("model name")), cpu)
     return {
         "cpu": cpu or platform.machine(),
+        "vectors": _vectors(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "os": platform.platform(),

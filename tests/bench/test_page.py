@@ -13,7 +13,7 @@ from tinynet.bench.networks import GROWTH
 from tinynet.bench.peers import CONTESTANTS
 from tinynet.cli import app
 
-MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gb": 8.0, "python": "3.11.1", "numpy": "2.0"}
+MACHINE = {"cpu": "a CPU", "vectors": "avx9, 1024 bits", "cores": 2, "memory_gb": 8.0, "python": "3.11.1", "numpy": "2.0"}
 HEAD = {"created": "2026-01-02T03:04:05Z", "machine": MACHINE}
 
 
@@ -63,7 +63,7 @@ def test_a_page_of_networks_has_times_peaks_and_ratios_beside_their_targets():
     rows = rows_of(found)
     assert ["tinynet-compiled", "2 ms", "64 ms", "12"] in rows and ["rival", "5 ms", "failed", ""] in rows
     assert ["tinynet-compiled", "**2.50** (2.00 to 3.00) rival; target 2: met", "**3.00** (2.50 to 3.50) rival; target 5: not met, nor the floor of 3.75"] in rows
-    assert "* rival, 32 images: failed: no | room left" in found and "a CPU, 2 cores" in found and "rival 1.0; tinynet-compiled 1.0." in found
+    assert "* rival, 32 images: failed: no | room left" in found and "a CPU (avx9, 1024 bits), 2 cores" in found and "rival 1.0; tinynet-compiled 1.0." in found
     assert "`tinynet bench networks --networks keras --rounds 5`, 2 threads. 2026-01-02" in found and "Others used" not in found
     assert "Others used 40 % of the machine" in page.page([networks(busy=40.0)])
 
