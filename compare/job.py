@@ -223,7 +223,7 @@ def _vectors() -> str:
         return ""
     from tinynet.kernels.cpu.target import TARGET
 
-    return f"{TARGET.name}, {TARGET.bits} bits"
+    return str(TARGET)
 
 
 def machine() -> dict:

@@ -278,7 +278,7 @@ def doctor() -> None:
         console.print(f"numba: {numba.get_num_threads()} threads, threading layer {numba.threading_layer()}")
         from tinynet.kernels.cpu.target import TARGET
 
-        console.print(f"vectors: {TARGET.name}, {TARGET.bits} bits, {TARGET.registers} registers (TINYNET_SIMD chooses others)")
+        console.print(f"vectors: {TARGET}, {TARGET.registers} registers (TINYNET_SIMD chooses others)")
         if numba.threading_layer() == "workqueue":
             console.print("  workqueue takes 100 us and more to start a parallel loop, which the variants `loops` are made of; install OpenMP (Debian: apt-get install libgomp1) for about 2 us")
         console.print("programs (`simd`, `winograd`, tinynet.compile) run on threads of their own, which start within 2 us")

@@ -34,7 +34,6 @@ tiles_kernels.py, the kernels themselves.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
 from math import ceil, prod
 
 import numpy as np
@@ -43,7 +42,7 @@ from tinynet.geometry import reach
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import conv2d_depthwise as depthwise
 from tinynet.kernels.cpu import layers, threads, tiles
-from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, axis_back, chunk_sums, phases, shared, span, widened, with_lanes
+from tinynet.kernels.cpu.images import MOST_CHUNKS, Entering, Images, Leaving, axis_back, chunk_sums, most_taps, phases, shared, span, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named, row
 from tinynet.kernels.cpu.tiles import Weights
 
@@ -63,7 +62,7 @@ def laid(shape: tuple[int, ...], groups: int, forward: bool, panel: int, weight:
     taps, (terms, count) = kh * kw, (c, k // groups) if forward else (k // groups, c)
     steps = (taps, c * taps) if forward else (c * taps, taps)
     numbers = (taps, terms, count, widened(count), weight, k // groups * c * taps, *steps, target, panel)
-    w_panel, panels = taps * terms * panel, tiles.panels(widened(count), panel)
+    w_panel, panels = taps * terms * panel, ceil(widened(count) / panel)
     images = groups * panels * taps
     pieces = min(images, 16) if k * c * taps > 4096 else 1
     return ([row(compiled(tiles.lay, dtype), *numbers)], images, pieces, 1), dict(w_group=panels * w_panel, w_panel=w_panel, w_term=panel)
@@ -150,7 +149,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
         return tiles.best(least, wide, lanes, terms * mu * mv, segments, dtype, axis=axis_back(vertical, dy.rows), panel=panel)
 
     # All phases read the same panels: they are those that the phase with most taps wants.
-    panel = prod(tile_of(*max(product(down, across), key=lambda phase: phase[0][4] * phase[1][4]))[2:])
+    panel = prod(tile_of(most_taps(down), most_taps(across))[2:])
     lay, steps = laid(weight_shape, groups, False, panel, WEIGHT, w, dtype)
     elements, tap = lines(groups * steps["w_group"], dtype), terms * panel
     places = w + elements * dy.item

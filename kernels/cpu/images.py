@@ -75,6 +75,11 @@ def phases(kernel: int, stride: int, dilation: int, before: int, size: int) -> l
     return found
 
 
+def most_taps(found: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """The phase, of one axis, that meets most taps."""
+    return max(found, key=lambda phase: phase[4])
+
+
 def axis_back(phase: tuple[int, ...], size: int) -> tiles.Axis:
     """One phase of one axis of the images' gradient, whose taps are read from the last to the first. size: of dy."""
     _, outputs, _, _, taps, offset, back = phase

@@ -83,7 +83,7 @@ def pack(T):
 
     A tile goes through its panel from one end to the other. (Were the lanes of all panels side by side it would read a line of each
     few hundred bytes, and those share a few places in the first cache.) The last panel is moved back until it fits, as tiles are.
-    lanes: of all panels, rows and zeros; so many more lines lie in y that stay as they are.
+    lanes: of all panels; those behind the last row are not written.
 
     seen: a copy of the weights as they were last packed, of which y is made: a panel is not made again if they are the same; or 0.
     Then outer is 1, and the same rows of the inner matrices lie side by side.

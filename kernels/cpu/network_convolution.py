@@ -3,14 +3,13 @@ Winograd's algorithm are in network_winograd.py, those that are matrix products 
 
 from __future__ import annotations
 
-from itertools import product
 from math import ceil, prod
 
 from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.conv2d_simd import phases, span
 from tinynet.kernels.cpu.fuse import HEAVY, Unit
-from tinynet.kernels.cpu.images import axis_back
+from tinynet.kernels.cpu.images import axis_back, most_taps
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
 from tinynet.kernels.cpu.network_planner import Planner, View
 
@@ -31,21 +30,21 @@ def one_run(taps: int, terms: int, tap: int, term: int) -> tuple[int, int]:
 class Convolutions(Planner):
     def packed(self, unit: Unit, forward: bool, panel: int) -> tuple[Memory, dict]:
         """(the weights as tiles read them: (groups, panels, taps, terms, lanes), with `panel` lanes each; the steps through them). forward:
-        lanes are outputs; else they are inputs, and the taps are turned around."""
+        lanes are outputs; else they are inputs, and the taps are turned around. Depthwise layers are one group here, and sums of one term."""
         k, c, kh, kw = self.graph.shapes[unit.weight]
-        groups, kk, depthwise = unit.window["groups"], kh * kw, unit.kind == "depthwise"
-        count, terms = (k, 1) if depthwise else (k // groups, c) if forward else (c, k // groups)
-        lanes = count if 1 < groups and not depthwise else lanes_of(count)
-        panels, w_panel, first = tiles.panels(lanes, panel), kk * terms * panel, 0
-        memory = self.memory(Memory((1 if depthwise else groups) * panels * w_panel, f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
-        numbers = dict(outer=1 if depthwise else groups, w_outer=k // groups * c * kk, rows=count, lanes=lanes, panel=panel, y_panel=w_panel)
-        if depthwise or kk == 1 and forward:  # one transposition a panel
-            numbers.update(inner=1, w_row=kk * terms, columns=kk * terms, y_step=panel)
+        groups, kk = 1 if unit.kind == "depthwise" else unit.window["groups"], kh * kw
+        count, terms = (k // groups, c) if forward else (c, k // groups)
+        lanes = lanes_of(count) if groups == 1 else count
+        panels, w_panel, first = ceil(lanes / panel), kk * terms * panel, 0
+        memory = self.memory(Memory(groups * panels * w_panel, f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
+        numbers = dict(outer=groups, w_outer=k // groups * c * kk, rows=count, lanes=lanes, panel=panel, y_panel=w_panel)
+        if kk == 1 and forward:  # one transposition a panel
+            numbers.update(inner=1, w_row=terms, columns=terms, y_step=panel)
         else:
             w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
             numbers.update(inner=terms, w_inner=w_inner, y_inner=panel, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * panel)
             first = 0 if forward else (kk - 1) * terms * panel
-        seen = self.seen(unit, panels * panel * numbers["w_row"]) if numbers["outer"] == 1 and forward else {}
+        seen = self.seen(unit, panels * panel * numbers["w_row"]) if groups == 1 and forward else {}
 
         def build():
             return [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(Outside(unit.weight), alone=True), y=At(memory, first, alone=True), **seen))]
@@ -54,8 +53,8 @@ class Convolutions(Planner):
         return memory, dict(w_group=panels * w_panel, w_panel=w_panel, w_term=panel)
 
     def seen(self, unit: Unit, count: int) -> dict:
-        """Memory, for so many numbers, for a layer's weights as they were, where they are not trained: most calls find them unchanged, and need not pack
-        them again. (It begins with zeros, and so does what is packed.)"""
+        """Memory, for so many numbers, of a layer's weights as they were, where they are not trained: most calls find them unchanged, and
+        need not pack them again. (It begins with zeros, and so does what is packed.)"""
         if self.training:
             return {}
         return dict(seen=At(self.memory(Memory(count, f"weights of value {unit.output}, as they were")), alone=True))
@@ -145,11 +144,11 @@ class Convolutions(Planner):
             winner.halo = y.memory.halo  # at the same places
         flops, (vertical, horizontal) = self.operations(unit), self.axes(unit)
         batch = not m and self.over_the_batch(unit)
-        sums = self.sums_of_windows() if batch and unit.pool else None
         if m:
             self.winograd(unit.name, m, unit, x, (-top, -left), lanes_of(c), c, True, (rows, columns), y, lanes, flops, unit.pool, bias=bias, add=other, relu=unit.relu, winner=winner)
             return
         blocks, places = 0 if batch else self.blocks(unit), None if depthwise or batch else self.list_of_terms()
+        sums = self.sums_of_windows() if batch and unit.pool else None
         taps_b, terms = (kw, c) if batch else one_run(kw, c, dilation[1] * x.x, x.channel)
         shares, listed = 1 if blocks else self.shares(flops), tiles.listed(kh * taps_b, terms)
         segments = 1 if listed else kh * kw
@@ -340,7 +339,7 @@ class Convolutions(Planner):
             return tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, segments, self.T, axis=axis_back(vertical, dz.rows), panel=panel)
 
         # All phases read the same panels: they are those that the phase with most taps wants.
-        panel = lanes if depthwise else prod(tile_of(*max(product(down, across), key=lambda phase: phase[0][4] * phase[1][4]))[2:])
+        panel = lanes if depthwise else prod(tile_of(most_taps(down), most_taps(across))[2:])
         weights, through = self.packed(unit, depthwise, panel)
         tap = terms * panel
 

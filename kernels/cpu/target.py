@@ -17,6 +17,9 @@ class Target:
     bits: int
     registers: int
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.bits} bits"
+
     def lanes(self, dtype) -> int:
         return self.bits // (8 * np.dtype(dtype).itemsize)
 

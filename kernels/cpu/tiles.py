@@ -110,11 +110,6 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
     return min(choices)[1:]
 
 
-def panels(lanes: int, panel: int) -> int:
-    """How many panels of weights (layers.pack) so many lanes are."""
-    return -(-lanes // panel)
-
-
 def best_depthwise(rows: int, columns: int, lanes: int, dtype) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of a depthwise tile: enough sums to hide an addition's latency, few loads of weights."""
     w = fitting(lanes, dtype)

@@ -61,7 +61,7 @@ def test_the_three_reports_say_the_same_and_need_no_network(finished):
     html, markdown = page.read_text(), (out / "report.md").read_text()
     assert json.loads((out / "report.json").read_text()) == json.loads(report.as_json(result))
     for text in (html, markdown):
-        assert "tinynet" in text and "PyTorch" in text and f"({TARGET.name}, {TARGET.bits} bits)" in text
+        assert "tinynet" in text and "PyTorch" in text and f"({TARGET})" in text
     assert "http://" not in html.replace("http://www.w3.org", "") and 'src="http' not in html and "<script" not in html
     assert "class</span>" in html and "data:image/png" in html  # listings and plots
 

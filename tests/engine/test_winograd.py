@@ -29,7 +29,7 @@ CASES = {
     "four sides": Convolution((2, 9, 8, 4), (6, 4, 3, 3), True, dict(PLAIN, padding=((2, 0), (1, 2)), layout="NHWC")),
     "wide": Convolution((1, 2, 4, 37), (5, 2, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
     "no padding: dy has fewer tiles": Convolution((2, 20, 6, 8), (17, 20, 3, 3), True, dict(PLAIN, padding=0, layout="NCHW")),
-    "no padding, NHWC, several blocks": Convolution((2, 18, 18, 33), (72, 33, 3, 3), True, dict(PLAIN, padding=0, layout="NHWC")),
+    "no padding, NHWC, several blocks": Convolution((2, 18, 18, 33), (128, 33, 3, 3), True, dict(PLAIN, padding=0, layout="NHWC")),
     "padding on one side": Convolution((1, 5, 9, 9), (24, 5, 3, 3), True, dict(PLAIN, padding=((0, 1), (1, 0)), layout="NCHW")),
     "several blocks of tiles": Convolution((2, 33, 39, 31), (36, 33, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
     "many images": Convolution((19, 8, 8, 8), (12, 8, 3, 3), True, dict(PLAIN, padding=1, layout="NCHW")),
