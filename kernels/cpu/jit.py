@@ -20,7 +20,8 @@ _SETTINGS = dict(nogil=True, error_model="numpy")
 
 # A loop body that other kernels call, compiled into them. numba keeps none of these on disk: it would ask whether their own file has
 # changed, not whether what they are made of has (the length of a table's row, an operation of simd.py). Who calls them is kept.
-inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, **_SETTINGS)
+# _nrt: they own no memory, so no references are counted. numba would look for some in every register of every tile.
+inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **_SETTINGS)
 
 
 @cache

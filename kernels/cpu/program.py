@@ -1,6 +1,6 @@
 """Programs: tables of rows, each the address of a compiled kernel and the numbers it is called with.
 
-Compiling takes half a second, so nothing is compiled for a shape: a kernel is compiled for what must be
+Compiling takes a second, so nothing is compiled for a shape: a kernel is compiled for what must be
 constant (the tile that fills the registers, the dtype) and reads everything else, sizes, steps and addresses,
 from its row. So a few dozen kernels serve every layer of every network, and are kept on disk.
 

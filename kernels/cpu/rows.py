@@ -7,7 +7,6 @@ them, are imported only when a kernel must be compiled (objects.py). Importing n
 
 from __future__ import annotations
 
-from collections import namedtuple
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,14 +26,24 @@ def row(address: int, *numbers: int) -> list[int]:
     return [address, *numbers, *[0] * (ROW - 1 - len(numbers))]
 
 
-def fields(names: str):
-    """The numbers of a kernel's row by name: `F = fields("rows columns ...")`, and in the kernel `get(row, F.rows)`."""
-    words = names.split()
-    assert len(words) < ROW and len(set(words)) == len(words), f"{len(words)} numbers, or one twice"
-    return namedtuple("Fields", words)(*range(len(words)))
+class Fields:
+    """The places of a kernel's numbers in its row, by name. To numba it is a type of its own (simd_memory.py): it would make a named
+    tuple again wherever one of its numbers is asked for, which was a fifth of a kernel's compilation."""
+
+    def __init__(self, *names: str):
+        assert len(names) < ROW and len(set(names)) == len(names), f"{len(names)} numbers, or one twice"
+        self.__dict__.update({name: i for i, name in enumerate(names)})
+
+    def __str__(self) -> str:
+        return " ".join(vars(self))
 
 
-def named(address: int, names, numbers: dict) -> list:
+def fields(names: str) -> Fields:
+    """`F = fields("rows columns ...")`, and in the kernel `get(row, F.rows)`."""
+    return Fields(*names.split())
+
+
+def named(address: int, names: Fields, numbers: dict) -> list:
     """A row whose numbers are given by name; what is not given is 0.
 
     `numbers` may give a whole place in memory under one name: a tuple stands for that number and the ones that follow it.

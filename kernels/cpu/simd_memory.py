@@ -7,10 +7,41 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.extending import intrinsic
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import infer_getattr, intrinsic, lower_getattr_generic, models, register_model, typeof_impl
 
+from tinynet.kernels.cpu.rows import Fields
 from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.vectors import BYTES, I32, I64, broadcast, constant, element_of, i64, load_vector, offsets, packed, parts_of, store_vector, suffix, tile_of
+
+
+class _Places(types.Dummy):
+    """The type of a kernel's fields: what each is called is in the type, so nothing is left of them when the kernel runs."""
+
+    def __init__(self, fields: Fields):
+        self.fields = fields
+        super().__init__(f"Fields({fields})")
+
+
+register_model(_Places)(models.OpaqueModel)
+
+
+@typeof_impl.register(Fields)
+def _type_of(fields, context):
+    return _Places(fields)
+
+
+@infer_getattr
+class _PlacesOf(AttributeTemplate):
+    key = _Places
+
+    def generic_resolve(self, places, name):
+        return types.int64 if name in vars(places.fields) else None
+
+
+@lower_getattr_generic(_Places)
+def _place_of(context, builder, places, value, name):
+    return i64(getattr(places.fields, name))
 
 
 @intrinsic

@@ -190,7 +190,7 @@ GATHER = fields("x chunks x_chunk units count lanes vectors high wide outer inne
 
 # --- sums -----------------------------------------------------------------------------------------------------
 
-WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in half a second, once
+WORTH = 1e8  # operations of a call for which a kernel of its own is compiled, in a second, once
 
 
 def pixel_step(step: int, flops: float, worth: float = WORTH) -> int:
