@@ -101,7 +101,7 @@ class _Cut:
         self.own_pitch = pitch(own * vectors * w, dtype)
         if own:
             self.work += (m + 2) ** 2 * self.own_pitch + 9 * w * own  # and the weights that they are made of, or become
-        self.numbers = dict(numbers, v_pitch=v_pitch, m_pitch=m_pitch)
+        self.numbers = dict(numbers, own=own, v_pitch=v_pitch, m_pitch=m_pitch)
 
 
 class Tiles(_Cut):
@@ -120,7 +120,7 @@ class Tiles(_Cut):
             high, vectors, w, block = _tile(m, ceil(down / shares), across, channels, terms, lanes, lanes, dtype, "y")
             count, made = block * across, 0
         x = fitting(channels, dtype)
-        self.constants = (m, high, vectors, w, x, max(1, TARGET.lanes(dtype) // x) if x == channels else 1, few, made)
+        self.constants = (m, high, vectors, w, x, max(1, TARGET.lanes(dtype) // x) if x == channels else 1, few, int(own))
         numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group)
         self._fit(m, count, vectors * w, high, made, vectors, w, dtype, **numbers)
 
@@ -134,7 +134,7 @@ class WeightsTiles(_Cut):
         group = together(images, down * across)
         high, vectors, w, block = _tile(m, down * group, across, channels, terms, lanes, lanes // shares, dtype, "dw")
         block, held = (down, min(terms, max(high, HELD // high * high))) if own else (block, 0)
-        self.constants = (m, high, vectors, w, fitting(channels, dtype), held)
+        self.constants = (m, high, vectors, w, fitting(channels, dtype), int(own))
         side = apart(ceil(lanes / (vectors * w) / shares) * vectors * w, dtype)
         numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, side=side, images=images, together=group)
         self._fit(m, block * across * group, side, 1, held, vectors, w, dtype, **numbers)
@@ -219,7 +219,7 @@ WEIGHTS_OUT = fields("terms count lanes sums chunks sums_chunk sums_pitch w taps
 # --- images ----------------------------------------------------------------------------------------------------------
 
 WINOGRAD = fields(
-    "rows columns block channels terms lanes images together by_lanes iy ix x x_slot x_image u u_term u_pitch w_term w_lane flip count bias work work_slot v_pitch m_pitch "
+    "rows columns block channels terms lanes images together own by_lanes iy ix x x_slot x_image u u_term u_pitch w_term w_lane flip count bias work work_slot v_pitch m_pitch "
     "y y_slot y_image oy ox add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x relu winner winner_slot winner_image"
 )  # fmt: skip
 WINOGRAD_DX = fields(
@@ -227,7 +227,7 @@ WINOGRAD_DX = fields(
     "dx dx_slot dx_image dx_y dx_x add add_slot add_image add_y add_x mask mask_slot mask_image mask_y mask_x"
 )  # fmt: skip
 WINOGRAD_DW = fields(
-    "rows columns block channels terms lanes side images together iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch own_pitch count "
+    "rows columns block channels terms lanes side images together own iy ix x x_slot x_image gy gx dy dy_slot dy_image work work_slot v_pitch m_pitch sums sums_chunk sums_images sums_chunks sums_pitch own_pitch count "
     "winner winner_slot winner_image winner_y winner_x reached reached_chunk"
 )  # fmt: skip
 

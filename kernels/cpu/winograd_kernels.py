@@ -46,14 +46,14 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
 
     FEW: `terms`, if they are so few that a matrix' weights for V * W lanes stay in registers over all tiles; else 0.
 
-    OWN: u is nowhere in memory: the weights of so many terms and V * W lanes at a time are transformed here, into scratch memory. All
+    OWN: u is nowhere in memory: the weights of `own` terms and V * W lanes at a time are transformed here, into scratch memory. All
     tiles of an image are one block, and those of `together` images; there may be more `images` in a call.
 
     Shares split the images, if there are more than one; else the rows of tiles. Or, `by_lanes`, blocks of V * W channels, for which each
     transforms x again.
     """
     N, LANES, WINDOWS, MATRICES, TERMS = R * V, V * W, M // 2, (M + 2) ** 2, max(FEW, 1)
-    enter, multiply, make = entering(M, X, ABREAST), _multiplying(R, V, W, OWN > 0), making(M, W)
+    enter, multiply, make = entering(M, X, ABREAST), _multiplying(R, V, W, OWN), making(M, W)
     finished, store_largest = finishing(M, M, 1, W, T), pooling(WINDOWS, WINDOWS, 1, W, T)
 
     def kernel(row, image, slot, chunk, share, shares):
@@ -66,8 +66,8 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
         before_y, before_x, passed_y, passed_x = get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
 
         whole, blocks, across, even, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, columns // M, MATRICES * v_pitch
-        own, own_pitch = products + MATRICES * m_pitch, get(row, WINOGRAD.u_pitch)
-        taps, w, w_term, w_lane = own + MATRICES * own_pitch, pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.w_term), get(row, WINOGRAD.w_lane)
+        made, own, own_pitch = products + MATRICES * m_pitch, get(row, WINOGRAD.own), get(row, WINOGRAD.u_pitch)
+        taps, w, w_term, w_lane = made + MATRICES * own_pitch, pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.w_term), get(row, WINOGRAD.w_lane)
         count, flip = get(row, WINOGRAD.count), get(row, WINOGRAD.flip)
         begin, end, first_block, last_block, last = 0, whole, 0, blocks, image + images
         if get(row, WINOGRAD.by_lanes) != 0:
@@ -91,14 +91,14 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                         enter(x, min((top + t // across) * M, rows - M) * iy, iy, ix, columns, even, across, channels, work, (n * each + t) * channels, v_pitch)
                 for b in range(first_block, last_block):
                     o = min(b * LANES, lanes - LANES)
-                    if OWN > 0:
-                        for c in range(0, terms, OWN):
-                            many = min(OWN, terms - c)
+                    if OWN:
+                        for c in range(0, terms, own):
+                            many = min(own, terms - c)
                             for lane in range(o, o + LANES, W):
                                 there = max(0, min(W, count - lane))
-                                make(w, c * w_term + lane * w_lane, w_term, w_lane, there, many, flip, work, taps, work, own + lane - o, LANES, own_pitch)
+                                make(w, c * w_term + lane * w_lane, w_term, w_lane, there, many, flip, work, taps, work, made + lane - o, LANES, own_pitch)
                             for k in range(MATRICES):
-                                multiply(work, k * v_pitch + c, tiles, channels, work, own + k * own_pitch, many, LANES, products + k * m_pitch, c > 0)
+                                multiply(work, k * v_pitch + c, tiles, channels, work, made + k * own_pitch, many, LANES, products + k * m_pitch, c > 0)
                     elif FEW > 0:
                         for k in range(MATRICES):
                             weights = loads(u, k * u_pitch + o, TERMS, u_term, 1, 0, V, W)

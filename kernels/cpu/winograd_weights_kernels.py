@@ -85,7 +85,7 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     POOL: dy is the gradient of the maxima of 2 x 2 windows, M x M / 4 numbers of it and of `winner` make a tile, and a chunk's sums of what
     reaches a winner, the bias' gradient, are added to `reached`. So the gradient before pooling, four times as large and mostly zeros, is nowhere in memory.
 
-    OWN: `sums` is the gradient itself, of `count` lanes: the sums of OWN terms and V * W lanes at a time over the tiles of `together` of
+    OWN: `sums` is the gradient itself, of `count` lanes: the sums of `own` terms and V * W lanes at a time over the tiles of `together` of
     `images` are in scratch memory, and transformed back at once. Then shares split the lanes.
     """
     N, LANES, MATRICES, WINDOWS, WINNERS, TAPS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2, 9 * W
@@ -102,9 +102,9 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
         ones = full(work, T(1), WINNERS, W)
         reached = pointer(get(row, WINOGRAD_DW.reached) + chunk * get(row, WINOGRAD_DW.reached_chunk), T)
         down, across, second = (rows + M - 1) // M, (columns + M - 1) // M, MATRICES * v_pitch
-        third, own_pitch, count = MATRICES * (v_pitch + m_pitch), get(row, WINOGRAD_DW.own_pitch), get(row, WINOGRAD_DW.count)
+        third, own, own_pitch, count = MATRICES * (v_pitch + m_pitch), get(row, WINOGRAD_DW.own), get(row, WINOGRAD_DW.own_pitch), get(row, WINOGRAD_DW.count)
         taps, first, last = third + MATRICES * own_pitch, 0, lanes
-        if OWN > 0:
+        if OWN:
             first, last = lanes // LANES * share // shares * LANES, lanes // LANES * (share + 1) // shares * LANES
         for begin in range(image, image + images, together):
             group = min(together, image + images - begin)
@@ -130,17 +130,17 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
                             else:
                                 patch = loads(dy, i * gy + j * gx + o, M, gy, M, gx, 1, W)
                             stores(work, to, MATRICES, m_pitch, 1, 0, 1, W, of_gradients(patch, M))
-                    if POOL and (OWN > 0 or share == 0):
+                    if POOL and (OWN or share == 0):
                         whole = zeros(work, 1, W)
                         for vector in total:
                             whole = add(whole, (vector,))
                         if more:
                             whole = add(whole, loads(reached, o, 1, 0, 1, 0, 1, W))
                         stores(reached, o, 1, 0, 1, 0, 1, W, whole)
-                if OWN > 0:
+                if OWN:
                     for o in range(first, last, LANES):
-                        for c in range(0, terms, OWN):
-                            many = min(OWN, terms - c)
+                        for c in range(0, terms, own):
+                            many = min(own, terms - c)
                             for k in range(MATRICES):
                                 for r in range(0, many, R):
                                     acc = add_tiles(zeros(work, N, W), work, k * v_pitch + c + r, channels, second + k * m_pitch + o - first, side, tiles)
