@@ -15,7 +15,7 @@ from tinynet.kernels.cpu import layers, tiles, tiles_winograd
 from tinynet.kernels.cpu.memory import At, Buffer, Outside
 from tinynet.kernels.cpu.program import made
 
-PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_batch, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots, layers.depthwise, layers.depthwise_dw)
+PRODUCTS = (tiles.conv, tiles.conv_pool, tiles.conv_batch, tiles.conv_dw, tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dense_back_few, tiles.dots, layers.depthwise, layers.depthwise_dw)
 FEWER = (tiles_winograd.winograd, tiles_winograd.winograd_dx, tiles_winograd.winograd_dw)  # compute what the definition asks for with fewer operations than it does
 AS_PLANNED = (*PRODUCTS, *FEWER, layers.pool, layers.pool_back, layers.spread, layers.channel_sums, layers.combine)  # Step.flops are their operations
 EACH = {
@@ -23,7 +23,7 @@ EACH = {
     layers.total: 1, layers.sgd: 2, layers.momentum: 4, layers.adam: 14,
 }  # fmt: skip  # operations for each of `count` numbers, without weight decay
 UPDATED = {"sums", "reached", "w", "first", "second"}  # names in a row of what is read and written, where the kernel does not only read it
-UPDATES = (tiles.conv_dw, tiles.dense_back, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
+UPDATES = (tiles.conv_dw, tiles.dense_back, tiles.dense_back_few, layers.depthwise_dw, layers.spread, layers.channel_sums, tiles_winograd.winograd_dw, layers.sgd, layers.momentum, layers.adam)
 APART = {"work", "panel", "taps", "places", "hyper", "fault", "scale"}  # scratch memory, and a few numbers that all kernels share
 
 
@@ -63,7 +63,7 @@ class Part:
     def on(self) -> str:
         """What it works on, in short: a matrix product's rows x terms x columns, else its images, or how many numbers."""
         _, _, numbers = self.rows[0]
-        if self.kinds[0] in (tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dots):
+        if self.kinds[0] in (tiles.gemm, tiles.gemm_packed, tiles.dense_back, tiles.dense_back_few, tiles.dots):
             return f"{numbers['rows']} x {numbers['terms']} x {numbers['columns']}"
         sizes = [f"{b.channels}x{b.rows}x{b.columns}" if b.rows * b.columns > 1 else str(b.channels) for b in self.step.touches]
         if sizes:

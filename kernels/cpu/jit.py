@@ -21,7 +21,10 @@ _SETTINGS = dict(nogil=True, error_model="numpy")
 # A loop body that other kernels call, compiled into them. numba keeps none of these on disk: it would ask whether their own file has
 # changed, not whether what they are made of has (the length of a table's row, an operation of simd.py). Who calls them is kept.
 # _nrt: they own no memory, so no references are counted. numba would look for some in every register of every tile.
-inline = numba.njit(fastmath={"contract"}, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **_SETTINGS)
+_WITHIN = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **_SETTINGS)
+inline = numba.njit(fastmath={"contract"}, **_WITHIN)
+# As in a kernel itself nothing becomes an FMA but what says so: for what must have the same bits wherever it is computed.
+inline_as_written = numba.njit(**_WITHIN)
 
 
 @cache

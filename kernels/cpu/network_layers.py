@@ -216,21 +216,23 @@ class Layers(Planner):
                 numbers.update(mask=At(mask), mask_row=lambda: self.step_of(mask))
             self._product(rows, t, k, numbers, None, [dy, dx, mask], once, "gradient of the rows")
 
-    def _back_and_step(self, unit: Unit, tile: tuple, blocks: dict, x, dy, dx, mask: Buffer | None, n: int) -> None:
+    def _back_and_step(self, unit: Unit, factory, tile: tuple, blocks: dict, x, dy, dx, mask: Buffer | None, n: int) -> None:
         """The gradient of the rows, and the step of the weights that makes it, in one pass over these."""
         k, t = self.matrix(unit)
         if mask is not None:
             self._keep(mask)
-        panel = self.memory(Memory(blocks["term_block"] * tile[2] * tile[3], "panel of weights", self.slots))
+        panel = self.memory(Memory(blocks["term_block"] * tile[2] * tile[3], "panel of weights", self.slots)) if factory is tiles.dense_back else None
 
         def build():
             numbers = dict(
-                rows=n, columns=t, terms=k, **blocks, panel=At(panel, alone=True), panel_slot=panel.step, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
+                rows=n, columns=t, terms=k, **blocks, dy=At(dy, alone=True), dy_row=self.step_of(dy), w=At(Outside(unit.weight), alone=True),
                 x=At(x, alone=True), x_row=self.step_of(x), dx=At(dx, alone=True), dx_row=self.step_of(dx), hyper=self.hyper_of(unit.weight), fault=At(self.fault, alone=True),
             )  # fmt: skip
+            if panel is not None:
+                numbers.update(panel=At(panel, alone=True), panel_slot=panel.step)
             if mask is not None:
                 numbers.update(mask=At(mask, alone=True), mask_row=self.step_of(mask))
-            return [(self.kernel(tiles.dense_back, *tile), tiles.DENSE_BACK, numbers)]
+            return [(self.kernel(factory, *tile), tiles.DENSE_BACK, numbers)]
 
         self.step("gradient of the rows, step of SGD of the weights", build, [dy, dx, mask], 4 * n * k * t, once=True)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, full, kept, multiply, outer_fma, relu, sums, zeros
+from tinynet.kernels.cpu.jit import inline, inline_as_written
+from tinynet.kernels.cpu.simd import add, full, kept, multiply, outer_fma, product, relu, sums, zeros
 from tinynet.kernels.cpu.simd_memory import fetch, firsts, get, loads, pointer, put, scalars, stores
 from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.tiles import DENSE_BACK, DOTS, GEMM
@@ -198,7 +198,7 @@ def _stepped(R, V, W):
     panel: where they are read. ahead: from there to the weights that are read next."""
     N, LANES = R * V, V * W
 
-    @inline
+    @inline_as_written
     def tile(dy, dy_row, x, x_row, panel, at_panel, w, columns, t, o, rows, rate, decay, ahead):
         at, p, q = t * columns + o, t, o
         fetch(w, at + ahead, R, columns, LANES, 1)
@@ -259,6 +259,59 @@ def dense_back(R, S, V, W, T):
                 for o in range(left, right, LANES):
                     at = i * dx_row + o
                     stores(dx, at, 1, 0, 1, 0, V, W, kept(loads(dx, at, 1, 0, 1, 0, V, W), loads(passed, i * passed_row + o, 1, 0, 1, 0, V, W)))
+
+    return kernel
+
+
+def _row_back_and_stepped(R, S, V, W):
+    """For R images and rows t ... t + S of w, o ... o + V * W: adds dy @ w to dx (first: puts it there), and, unless there is a `fault`,
+    takes the step of SGD. Each weight is loaded and stored once."""
+    N = R * V
+
+    @inline_as_written
+    def tile(dy, dy_row, x, x_row, w, columns, dx, dx_row, t, o, rate, decay, fault):
+        acc, xs = zeros(dx, N, W), loads(x, o, R, x_row, 1, 0, V, W)
+        if t > 0:
+            acc = loads(dx, o, R, dx_row, 1, 0, V, W)
+        for s in range(S):
+            at = (t + s) * columns + o
+            ws, ds = loads(w, at, 1, 0, 1, 0, V, W), scalars(dy, t + s, 1, 0, R, dy_row)
+            acc = outer_fma(acc, ds, ws)
+            if fault == 0:
+                g = product(zeros(w, V, W), ds, xs, R)
+                if decay != 0:
+                    g = add(g, multiply(ws, full(w, decay, 1, W)))
+                stores(w, at, 1, 0, 1, 0, V, W, add(ws, multiply(g, full(w, rate, 1, W))))
+        stores(dx, o, R, dx_row, 1, 0, V, W, acc)
+
+    return tile
+
+
+def dense_back_few(R, S, V, W, T):
+    """As dense_back, of R rows: so few that they wait for nothing but memory. w is read, and written, along S of its rows at a time.
+    V * W divides the columns."""
+    LANES = V * W
+    some, one = _row_back_and_stepped(R, S, V, W), _row_back_and_stepped(R, 1, V, W)
+
+    def kernel(row, image, slot, chunk, share, shares):
+        columns, terms, block = get(row, DENSE_BACK.columns), get(row, DENSE_BACK.terms), get(row, DENSE_BACK.column_block)
+        dy, dy_row, w = pointer(get(row, DENSE_BACK.dy), T), get(row, DENSE_BACK.dy_row), pointer(get(row, DENSE_BACK.w), T)
+        x, x_row = pointer(get(row, DENSE_BACK.x), T), get(row, DENSE_BACK.x_row)
+        dx, dx_row = pointer(get(row, DENSE_BACK.dx), T), get(row, DENSE_BACK.dx_row)
+        mask, passed, passed_row = get(row, DENSE_BACK.mask), pointer(get(row, DENSE_BACK.mask), T), get(row, DENSE_BACK.mask_row)
+        hyper, fault = pointer(get(row, DENSE_BACK.hyper), np.float64), get(pointer(get(row, DENSE_BACK.fault), np.int64), 0)
+        rate, decay = -T(get(hyper, 0)), T(get(hyper, 1))
+        for left in range(share * block, columns, shares * block):
+            right, whole = min(left + block, columns), terms // S * S
+            for t in range(0, whole, S):
+                for o in range(left, right, LANES):
+                    some(dy, dy_row, x, x_row, w, columns, dx, dx_row, t, o, rate, decay, fault)
+            for t in range(whole, terms):
+                for o in range(left, right, LANES):
+                    one(dy, dy_row, x, x_row, w, columns, dx, dx_row, t, o, rate, decay, fault)
+            if mask != 0:
+                for o in range(left, right, LANES):
+                    stores(dx, o, R, dx_row, 1, 0, V, W, kept(loads(dx, o, R, dx_row, 1, 0, V, W), loads(passed, o, R, passed_row, 1, 0, V, W)))
 
     return kernel
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tinynet.kernels.cpu.rows import fields, kernels_in
+from tinynet.kernels.cpu.rows import Factory, fields, kernels_in
 from tinynet.kernels.cpu.target import TARGET
 
 # --- which tile ------------------------------------------------------------------------------------------
@@ -360,19 +360,24 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
 
 DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_row dx dx_row mask mask_row hyper fault panel panel_slot")
 IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
+MOST_AT_ONCE = 6  # rows of `dense_back_few`
 
 
-def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[tuple[int, int, int, int], dict] | None:
-    """(tile, blocks) of `dense_back`, the tile as (rows of dx, rows of w, vectors, lanes); None where two products are as good: few rows
-    only wait for memory, which has more to do for reading and writing at once; many don't wait for it; or no tile divides the columns."""
+def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[Factory, tuple[int, int, int, int], dict] | None:
+    """(kernel, tile, blocks): `dense_back`, its tile as (rows of dx, rows of w, vectors, lanes), or `dense_back_few`; None where two products
+    are as good: some rows, or many, which don't wait for memory; or no tile divides the columns."""
     w = max(TARGET.lanes(dtype), LEAST_LANES)
-    v = next((v for v in (2, 1) if columns % (v * w) == 0), 0)
-    if not v or rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:
+    most = max(4 // rows, 1) if rows <= MOST_AT_ONCE else 2
+    v = next((v for v in (4, 2, 1) if v <= most and columns % (v * w) == 0), 0)
+    if not v or MOST_AT_ONCE < rows <= FEW or 2 * rows * columns * np.dtype(dtype).itemsize > IN_CACHE:
         return None
+    lanes = v * w
+    wide = max(ceil(columns / (slots * lanes)), 2)  # tiles side by side: some for all threads
+    if rows <= MOST_AT_ONCE:  # 4 rows of w are as many streams as the processor fetches ahead
+        return dense_back_few, (rows, 4, v, w), dict(column_block=wide * lanes)
     fitting = [r for r in (9, 8, 7, 6, 5, 4, 3) if r * v + v + 1 <= TARGET.registers]
     high = min(fitting, key=lambda r: (rows // r * (r * v + 2) + rows % r * 6, -r))  # cycles: a row by itself waits for each of its sums
-    lanes = v * w
-    return (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, max(ceil(columns / (slots * lanes)), 2)) * lanes, term_block=64)  # columns for all threads
+    return dense_back, (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, wide) * lanes, term_block=64)
 
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
@@ -380,4 +385,4 @@ DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row 
 # --- the kernels, in files of their own -------------------------------------------------------------------------------
 enter, leave, leave_few, turn_few, turn, places, patches, patches_back, lay, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places patches patches_back lay gather")
 conv, conv_pool, conv_batch, conv_dw = kernels_in("tiles_kernels", "conv conv_pool conv_batch conv_dw")
-gemm, gemm_packed, dense_back, dots = kernels_in("product_kernels", "gemm gemm_packed dense_back dots")
+gemm, gemm_packed, dense_back, dense_back_few, dots = kernels_in("product_kernels", "gemm gemm_packed dense_back dense_back_few dots")
