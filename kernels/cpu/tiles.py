@@ -350,8 +350,9 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
     choices = []
     for r in (1, 2, 3, 4, 5, 6, 8, 9):
         for c in (1, 2, 3, 4, 5, 6, 8):
-            # eight rows of b are eight more addresses, which only a single row of a leaves registers for
-            if r > rows or c > columns or r * c + min(r, c) + 1 > TARGET.registers or r * c > 27 or c == 8 and r > 1:
+            # b's numbers wait in registers while a's come one by one (a single row's are multiplied as they come); and eight rows of b are
+            # eight more addresses, which only a single row of a leaves registers for
+            if r > rows or c > columns or r * c + (c if r > 1 else 1) + 1 > TARGET.registers or r * c > 27 or c == 8 and r > 1:
                 continue
             step = max(r * c, 2.2 * (r + c)) + 0.4 * (r + c)  # both come from the second cache
             choices.append((ceil(rows / r) * ceil(columns / c) * step, -r * c, r, c))
@@ -361,6 +362,7 @@ def best_dots(rows: int, columns: int) -> tuple[int, int]:
 DENSE_BACK = fields("rows columns terms column_block term_block dy dy_row w x x_row dx dx_row mask mask_row hyper fault panel panel_slot")
 IN_CACHE = 2 << 20  # bytes of x and dx in the second caches of two threads
 MOST_AT_ONCE = 6  # rows of `dense_back_few`
+PANEL = 8 << 10  # bytes of `dense_back`'s copy: a part of the first cache
 
 
 def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[Factory, tuple[int, int, int, int], dict] | None:
@@ -377,7 +379,8 @@ def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[Factory
         return dense_back_few, (rows, 4, v, w), dict(column_block=wide * lanes)
     fitting = [r for r in (9, 8, 7, 6, 5, 4, 3) if r * v + v + 1 <= TARGET.registers]
     high = min(fitting, key=lambda r: (rows // r * (r * v + 2) + rows % r * 6, -r))  # cycles: a row by itself waits for each of its sums
-    return dense_back, (high, 8 if 8 in fitting else 4, v, w), dict(column_block=min(512 // lanes, wide) * lanes, term_block=64)
+    stepped = 8 if 8 in fitting else 6
+    return dense_back, (high, stepped, v, w), dict(column_block=min(512 // lanes, wide) * lanes, term_block=PANEL // (lanes * np.dtype(dtype).itemsize) // stepped * stepped)
 
 
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
