@@ -21,7 +21,7 @@ from tinynet.bench import contestant, truth
 from tinynet.bench.contestant import ContestantProcess
 from tinynet.bench.peers import CONTESTANTS, make
 from tinynet.bench.peers.base import Trainer
-from tinynet.bench.targets import target
+from tinynet.bench.targets import MATHS, target
 from tinynet.bench.zoo import NETWORKS, Network, initial_state
 from tinynet.compare import worker
 from tinynet.compare.job import record
@@ -66,12 +66,24 @@ class Run:
     def entrants(self, kind: str) -> list[str]:
         return [name for name in self.settings.contestants if kind == "forward" or isinstance(make(name), Trainer)]
 
+    def peak(self) -> float | None:
+        """Operations that this processor can do in a nanosecond, for tinynet's times on it to be held against."""
+        if not any(name in MATHS for name in self.settings.contestants):
+            return None
+        import numba
+
+        from tinynet.bench import roofline
+
+        numba.set_num_threads(min(self.settings.threads, numba.config.NUMBA_NUM_THREADS))
+        return roofline.measure(sizes=()).peak / 1e9
+
     def step(self, stage: str) -> None:
         self.say(stage, self.done, self.of)
         self.done += 1
 
     def run(self) -> dict:
         self.logs.mkdir(parents=True, exist_ok=True)
+        self.result["peak_gflops"] = self.peak()
         for name in self.settings.networks:
             network, state = NETWORKS[name], initial_state(NETWORKS[name], self.settings.seed)
             self.say(f"{name}: choosing images", self.done, self.of)
@@ -108,7 +120,7 @@ class Run:
             for entrant in entrants:
                 entrant.end()
         rows = [entrant.row for entrant in entrants]
-        return {"network": network.name, "title": network.title, "kind": kind, "busy_percent": busy, "sizes": list(batches), "rows": rows, "ratios": ratios(network.name, kind, rows)}
+        return {"network": network.name, "title": network.title, "kind": kind, "busy_percent": busy, "sizes": list(batches), "rows": rows, "ratios": ratios(network, kind, rows, self.result["peak_gflops"])}
 
 
 class Entrant:
@@ -189,11 +201,12 @@ class Entrant:
                 cell.update(status=failure.status, reason=str(failure), samples=[], median_s=None)
 
 
-def ratios(network: str, kind: str, rows: list[dict]) -> list[dict]:
+def ratios(network: Network, kind: str, rows: list[dict], peak_gflops: float | None) -> list[dict]:
     """How many times as fast as the best of the others tinynet's compiled contestants are: one entry a contestant and batch size.
 
     low, high: the least and the largest ratio of a round, in which all were timed one soon after the other. Where there
-    is a target, "against" is the ratio to the best of those that it names.
+    is a target, "against" is the ratio to the best of those that it names, and "at_peak", of strict math, what that would be if tinynet
+    computed all products at the processor's peak, and nothing else: a target above it can't be met.
     """
     found = []
     others = [row for row in rows if not row["contestant"].startswith("tinynet-")]
@@ -202,12 +215,13 @@ def ratios(network: str, kind: str, rows: list[dict]) -> list[dict]:
             best = best_of(others, size)
             if not row["contestant"].startswith("tinynet-") or row["contestant"].endswith("-eager") or cell["median_s"] is None or best is None:
                 continue
-            wanted = target(network, kind, row["contestant"], size)
+            wanted = target(network.name, kind, row["contestant"], size)
             entry = {"contestant": row["contestant"], "size": size, **_ratio(best, cell, size), "target": None}
             rival = wanted and best_of([other for other in others if other["contestant"] in wanted.against], size)
             if rival:
-                against = _ratio(rival, cell, size)
-                entry["target"] = {"ratio": wanted.ratio, "floor": wanted.floor, "against": against, "met": against["ratio"] >= wanted.ratio, "floor_met": against["ratio"] >= wanted.floor}
+                against, bounded = _ratio(rival, cell, size), peak_gflops and MATHS[row["contestant"]] == "strict"
+                at_peak = rival["cells"][size]["median_s"] * peak_gflops * 1e9 / (size * network.operations(kind)) if bounded else None
+                entry["target"] = {"ratio": wanted.ratio, "floor": wanted.floor, "against": against, "met": against["ratio"] >= wanted.ratio, "floor_met": against["ratio"] >= wanted.floor, "at_peak": at_peak}
             found.append(entry)
     return found
 

@@ -12,7 +12,7 @@ from tinynet.bench import cliffs, networks, programs
 from tinynet.bench.cliffs import CLIFF, text_of
 from tinynet.bench.networks import GROWTH, KINDS
 from tinynet.bench.peers import CONTESTANTS
-from tinynet.bench.tables import QUIET
+from tinynet.bench.tables import QUIET, beyond
 from tinynet.bench.zoo import NETWORKS
 from tinynet.compare.report import seconds
 
@@ -65,7 +65,7 @@ def _networks(result: dict) -> Iterator[str]:
     versions = {row["version"] for table in result["tables"] for row in table["rows"] if row["version"]}
     yield from ("; ".join(sorted(versions)) + ".", "")
     if not grows:
-        yield from ("A ratio is the time of the best of the others, which is named, divided by tinynet's; in brackets the least and the largest of a round. Targets are bench/targets.py's, and so is the floor.", "")
+        yield from ("A ratio is the time of the best of the others, which is named, divided by tinynet's; in brackets the least and the largest of a round. Targets are bench/targets.py's, and so is the floor." + _peak(result), "")
     for table in result["tables"]:
         yield from (f"### {table['title']}, {table['kind']}: {'images a second' if grows else 'time of a call'}", "")
         if table["busy_percent"] > QUIET:
@@ -76,6 +76,11 @@ def _networks(result: dict) -> Iterator[str]:
         reasons = {f"{row['contestant']}, {size} image{'s' if int(size) > 1 else ''}: {cell['status']}: {' '.join(cell['reason'].split())}" for row in table["rows"] for size, cell in row["cells"].items() if cell["reason"]}
         yield from (f"* {reason}" for reason in sorted(reasons))
         yield ""
+
+
+def _peak(result: dict) -> str:
+    peak = result.get("peak_gflops")  # older results have none
+    return f" The processor's peak is {peak:.0f} GFLOP/s, measured: where strict math could not reach a target even at that, it is said how far it would get." if peak else ""
 
 
 def _command(settings: dict, grows: bool) -> str:
@@ -108,7 +113,7 @@ def _ratio(entry: dict) -> str:
     text = f"**{found['ratio']:.2f}** ({found['low']:.2f} to {found['high']:.2f}) {found['other']}"
     if target is None:
         return text
-    return f"{text}; target {target['ratio']:g}: {'met' if target['met'] else 'not met' if target['floor_met'] else 'not met, nor the floor of ' + format(target['floor'], '.3g')}"
+    return f"{text}; target {target['ratio']:g}: {'met' if target['met'] else 'not met' if target['floor_met'] else 'not met, nor the floor of ' + format(target['floor'], '.3g')}{beyond(target)}"
 
 
 # --- programs -----------------------------------------------------------------------------------------------------------

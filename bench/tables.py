@@ -63,7 +63,14 @@ def _target(entry: dict) -> str:
         return ""
     against = target["against"]
     other = "" if against["other"] == entry["other"] else f" against {against['other']}, {against['ratio']:.2f} x"
-    return f"; target {target['ratio']:g}{other}: {_met(target['met'])}, floor {target['floor']:g}: {_met(target['floor_met'])}"
+    return f"; target {target['ratio']:g}{other}: {_met(target['met'])}, floor {target['floor']:g}: {_met(target['floor_met'])}{beyond(target)}"
+
+
+def beyond(target: dict) -> str:
+    """Of a target that is not met, since no program could: how near to it the processor's peak is. (Older results don't have it.)"""
+    at_peak = target.get("at_peak")
+    missed = target["ratio"] if target["floor_met"] else target["floor"]
+    return "" if target["met"] or at_peak is None or at_peak >= missed else f" (all products at the processor's peak would be {at_peak:.2f} x)"
 
 
 def _met(met: bool) -> str:

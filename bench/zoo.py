@@ -99,6 +99,21 @@ class Step:
     def depthwise(self) -> bool:
         return isinstance(self.layer, Conv) and self.layer.groups > 1
 
+    @property
+    def operations(self) -> int:
+        """Multiplications and additions of a convolution or dense layer for one image, by its definition; those with padding left out."""
+        if isinstance(self.layer, Dense):
+            return 2 * prod(self.before) * self.layer.out_features
+        if not isinstance(self.layer, Conv):
+            return 0
+        layer, rows, columns = self.layer, (self.before[1], self.after[1]), (self.before[2], self.after[2])
+        return 2 * layer.out_channels * self.before[0] // layer.groups * _taps(layer, *rows) * _taps(layer, *columns)
+
+
+def _taps(layer: Conv, before: int, after: int) -> int:
+    """Along one axis: pairs of an output and a pixel that it reads."""
+    return sum(0 <= i * layer.stride + tap - layer.padding < before for i in range(after) for tap in range(layer.kernel_size))
+
 
 @dataclass(frozen=True)
 class Network:
@@ -123,6 +138,11 @@ class Network:
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Canonical shape of every parameter, in the order of the layers: `conv1.weight`, `conv1.bias`, ..."""
         return {name: shape for step in self.steps() for name, shape in step.parameters.items()}
+
+    def operations(self, kind: str) -> int:
+        """Of all its products for one image: forward, or a training step, in which each has two gradients, but the first none of its images."""
+        each = [step.operations for step in self.steps() if step.operations]
+        return sum(each) if kind == "forward" else 3 * sum(each) - each[0]
 
     @property
     def flattened(self) -> tuple[str, Image]:

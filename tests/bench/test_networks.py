@@ -231,7 +231,7 @@ def row(name: str, **medians: float | None) -> dict:
 def test_ratios_of_times_that_are_made_up():
     rows = [row("tinynet-eager", s1=1.0, s32=0.001), row("tinynet-compiled", s1=1.0, s32=None), row("tinynet-winograd", s1=0.5, s32=1.0), row("jax", s1=1.8, s32=1.0), row("torch-eager", s1=2.0, s32=4.0), row("onnxruntime", s1=None, s32=3.0)]
     assert best_of(rows[3:], 1)["contestant"] == "jax" and best_of(rows[5:], 1) is None
-    strict, one, many = ratios("keras", "forward", rows)
+    strict, one, many = ratios(NETWORKS["keras"], "forward", rows, None)
     assert (strict["contestant"], strict["size"], strict["other"]) == ("tinynet-compiled", 1, "jax")
     assert [strict["ratio"], strict["low"], strict["high"]] == pytest.approx([1.8, 1.8, 1.8])
     assert strict["target"]["against"]["other"] == "torch-eager" and strict["target"]["against"]["ratio"] == 2.0  # jax is not in the target
@@ -248,8 +248,26 @@ def test_ratios_of_times_that_are_made_up():
 def test_a_round_in_which_the_machine_was_busy_widens_the_range_and_moves_no_median():
     ours, theirs = row("tinynet-compiled", s7=1.0), row("jax", s7=2.0)
     theirs["cells"][7]["samples"][2] = [9.0]
-    (entry,) = ratios("keras", "forward", [ours, theirs])
+    (entry,) = ratios(NETWORKS["keras"], "forward", [ours, theirs], None)
     assert entry["ratio"] == 2.0 and entry["low"] == 2.0 and entry["high"] == pytest.approx(9 / 1.1) and entry["target"] is None
+
+
+def test_a_target_above_the_processors_peak_is_said_to_be():
+    rows = [row("tinynet-compiled", s1=1.0), row("tinynet-winograd", s1=1.0), row("torch-eager", s1=1.8)]
+    reached = NETWORKS["vgg"].operations("forward") / 1e9  # operations in the nanoseconds of a second, at which the products alone take a second
+    for peak, said in ((reached, " (all products at the processor's peak would be 1.80 x)"), (1.2 * reached, ""), (None, "")):
+        strict, winograd = ratios(NETWORKS["vgg"], "forward", rows, peak)
+        assert not strict["target"]["floor_met"] and winograd["target"]["at_peak"] is None
+        assert tables.beyond(strict["target"]) == said and tables.beyond(winograd["target"]) == ""
+        table = {"network": "vgg", "title": "vgg", "kind": "forward", "busy_percent": 0.0, "sizes": [1], "rows": rows, "ratios": [strict]}
+        assert f"floor 2: [red]not met[/]{said}\n" in "\n".join([*tables.lines(table), ""])
+
+
+def test_operations_are_counted_as_numpy_would_count_them():
+    network = small(Conv(4, 3, stride=2, padding=1), ReLU(), Conv(4, 3, groups=4), Flatten(), Dense(10))
+    inside = sum(0 <= 2 * i + a - 1 < 8 and 0 <= 2 * j + b - 1 < 8 for i in range(4) for j in range(4) for a in range(3) for b in range(3))
+    first, second, dense = 2 * 4 * 3 * inside, 2 * 4 * 9 * 2 * 2, 2 * 16 * 10
+    assert network.operations("forward") == first + second + dense and network.operations("training") == 2 * first + 3 * (second + dense)
 
 
 def test_targets_are_the_projects():

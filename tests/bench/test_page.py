@@ -27,7 +27,7 @@ def row(contestant, peak, **cells):
 
 def ratio(contestant, size, found, target=None):
     against = {"other": "rival", "ratio": found, "low": found - 0.5, "high": found + 0.5}
-    wanted = None if target is None else {"ratio": target, "floor": 0.75 * target, "against": against, "met": found >= target, "floor_met": found >= 0.75 * target}
+    wanted = None if target is None else {"ratio": target, "floor": 0.75 * target, "against": against, "met": found >= target, "floor_met": found >= 0.75 * target, "at_peak": 3.25}
     return {"contestant": contestant, "size": size, **against, "target": wanted}
 
 
@@ -35,7 +35,7 @@ def networks(sizes=(), busy=1.0):
     cells = {f"s{size}": cell(0.002 * size) for size in sizes or (1, 32)}
     rows = [row("tinynet-compiled", 12.3, **cells), row("rival", None, s1=cell(0.005), s32=cell(None, "failed", "no | room\nleft"))] if not sizes else [row("tinynet-compiled", 12.3, **cells)]
     table = {"title": "net (N)", "kind": "forward", "busy_percent": busy, "sizes": list(sizes or (1, 32)), "rows": rows, "ratios": [ratio("tinynet-compiled", 1, 2.5, 2), ratio("tinynet-compiled", 32, 3.0, 5)]}
-    return {"schema": "tinynet.bench.networks/1", **HEAD, "settings": {"sizes": list(sizes), "rounds": 5, "threads": 2, "networks": ["keras"], "kinds": ["training", "forward"], "contestants": list(CONTESTANTS)}, "tables": [table]}
+    return {"schema": "tinynet.bench.networks/1", **HEAD, "settings": {"sizes": list(sizes), "rounds": 5, "threads": 2, "networks": ["keras"], "kinds": ["training", "forward"], "contestants": list(CONTESTANTS)}, "peak_gflops": 123.4, "tables": [table]}
 
 
 PROGRAMS = {
@@ -62,7 +62,8 @@ def test_a_page_of_networks_has_times_peaks_and_ratios_beside_their_targets():
     found = page.page([networks()])
     rows = rows_of(found)
     assert ["tinynet-compiled", "2 ms", "64 ms", "12"] in rows and ["rival", "5 ms", "failed", ""] in rows
-    assert ["tinynet-compiled", "**2.50** (2.00 to 3.00) rival; target 2: met", "**3.00** (2.50 to 3.50) rival; target 5: not met, nor the floor of 3.75"] in rows
+    assert ["tinynet-compiled", "**2.50** (2.00 to 3.00) rival; target 2: met", "**3.00** (2.50 to 3.50) rival; target 5: not met, nor the floor of 3.75 (all products at the processor's peak would be 3.25 x)"] in rows
+    assert "The processor's peak is 123 GFLOP/s" in found
     assert "* rival, 32 images: failed: no | room left" in found and "a CPU (avx9, 1024 bits), 2 cores" in found and "rival 1.0; tinynet-compiled 1.0." in found
     assert "`tinynet bench networks --networks keras --rounds 5`, 2 threads. 2026-01-02" in found and "Others used" not in found
     assert "Others used 40 % of the machine" in page.page([networks(busy=40.0)])
