@@ -3,6 +3,8 @@ Imported when one must be compiled."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
@@ -264,6 +266,7 @@ def patches_back(T):
 # --- weights: into the order in which a tile reads them, and back ------------------------------------------------
 
 
+@cache
 def changes(T):
     """changed(w, seen, ...): whether runs of numbers at the address w differ in any bit from what was seen of them; then they are seen now."""
     BITS = np.int32 if T is np.float32 else np.int64

@@ -20,6 +20,7 @@ _SETTINGS = dict(nogil=True, error_model="numpy")
 
 # A loop body that other kernels call, compiled into them. numba keeps none of these on disk: it would ask whether their own file has
 # changed, not whether what they are made of has (the length of a table's row, an operation of simd.py). Who calls them is kept.
+# A function that makes one, of a tile's constants, is cached: so it is compiled once for all kernels that call it.
 # _nrt: they own no memory, so no references are counted. numba would look for some in every register of every tile.
 _WITHIN = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **_SETTINGS)
 inline = numba.njit(fastmath={"contract"}, **_WITHIN)

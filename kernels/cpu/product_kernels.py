@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline, inline_as_written
@@ -173,6 +175,7 @@ def gemm_packed(R, V, W, T):
     return kernel
 
 
+@cache
 def _rows_back(R, V, W):
     """Adds dy[i ... i + R, first ... last] @ w[first ... last, o ... o + V * W], the panel, to dx at row i, column o; of the first terms it is
     the sum."""
@@ -193,6 +196,7 @@ def _rows_back(R, V, W):
     return tile
 
 
+@cache
 def _stepped(R, V, W):
     """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images.
     panel: where they are read. ahead: from there to the weights that are read next."""
@@ -263,6 +267,7 @@ def dense_back(R, S, V, W, T):
     return kernel
 
 
+@cache
 def _row_back_and_stepped(R, S, V, W):
     """For R images and rows t ... t + S of w, o ... o + V * W: adds dy @ w to dx (first: puts it there), and, unless there is a `fault`,
     takes the step of SGD. Each weight is loaded and stored once."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from tinynet.kernels.cpu.copies_kernels import inside, place, sums_of
@@ -31,6 +33,7 @@ def list_places(places, taps_a, taps_b, terms, ta, tb, tc, wa, wb, wc):
                 count += 1
 
 
+@cache
 def finishing(R, C, V, W, T):
     """What follows a sum while it is in registers: bias; `add`, numbers of another buffer (the other branch of a sum, or a gradient
     from another consumer); ReLU; and `mask`, a buffer where what is not > 0 makes the result 0 (ReLU's gradient)."""
@@ -50,6 +53,7 @@ def finishing(R, C, V, W, T):
     return tile
 
 
+@cache
 def pooling(R, C, V, W, T):
     """What follows the sums of 2 * R x 2 * C pixels of which R x C are stored, the largest of each 2 x 2: bias, ReLU, and which it was,
     if `asked`; -1 where ReLU lets no gradient pass."""

@@ -3,6 +3,8 @@ winograd_weights_kernels.py. Imported when a kernel must be compiled."""
 
 from __future__ import annotations
 
+from functools import cache
+
 from tinynet.kernels.cpu.copies_kernels import copy, place, transpose, zero
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, outer_fma, product, zeros
@@ -12,6 +14,7 @@ from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WINOGRAD, WINOGRAD_
 from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradients, to_images, to_outputs
 
 
+@cache
 def _multiplying(R, V, W, PADDED):
     """A function for one of the matrix products, tiles x channels at work[v] by terms x lanes at u[q], u_term from one term to the next, of
     which V * W lanes: to work[m], R tiles at a time. PADDED: there is room for a multiple of R, and `more` may add to what is there."""

@@ -3,6 +3,8 @@ Imported when a kernel must be compiled."""
 
 from __future__ import annotations
 
+from functools import cache
+
 from tinynet.kernels.cpu.congruence import congruence
 from tinynet.kernels.cpu.copies_kernels import transpose, zero
 from tinynet.kernels.cpu.jit import inline
@@ -19,6 +21,7 @@ of_images, of_gradients, of_weights = congruence(_turned(B)), congruence(A), con
 to_outputs, to_images, to_weights = congruence(_turned(A)), congruence(B), congruence(_turned(G))
 
 
+@cache
 def entering(M, X, ABREAST):
     """A function that transforms the patches of x for a row of tiles, whose first begins at x[at]; the first `even` of them
     lie M pixels apart, the last may have been moved back. Where X lanes are all channels of a pixel, ABREAST such tiles fill a register."""
@@ -44,6 +47,7 @@ def entering(M, X, ABREAST):
     return enter
 
 
+@cache
 def making(M, W):
     """A function for (G g G^T)[k] of `many` terms and W lanes, `there` of which have weights g, 3 x 3 at w[at + term * w_term + lane * w_lane],
     and 0 is in the others: to u[to + k * pitch + term * u_term]. scratch: taps[hold:], 9 * W * many elements."""

@@ -3,6 +3,8 @@ gradient's sums. Imported when a kernel must be compiled."""
 
 from __future__ import annotations
 
+from functools import cache
+
 from tinynet.kernels.cpu.copies_kernels import changes, place, sums_of, transpose, zero
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, full, if_positive, outer_fma, unpooled, zeros
@@ -60,6 +62,7 @@ def weights_out(M, W, T):
     return kernel
 
 
+@cache
 def _summing(R, V, W):
     """A function for some sums of the weights' gradient: acc, R terms x V * W lanes, and the products of all tiles' images from work[p]
     on, `channels` a tile, and of their gradients from work[q] on, `side` a tile."""
