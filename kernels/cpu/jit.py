@@ -24,8 +24,9 @@ _SETTINGS = dict(nogil=True, error_model="numpy")
 # _nrt: they own no memory, so no references are counted. numba would look for some in every register of every tile.
 _WITHIN = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **_SETTINGS)
 inline = numba.njit(fastmath={"contract"}, **_WITHIN)
-# As in a kernel itself nothing becomes an FMA but what says so: for what must have the same bits wherever it is computed.
-inline_as_written = numba.njit(**_WITHIN)
+# As in a kernel itself nothing becomes an FMA but what says so: for what must have the same bits wherever it is computed. (Said
+# outright: left out, fastmath would be that of whoever calls it first.)
+inline_as_written = numba.njit(fastmath=False, **_WITHIN)
 
 
 @cache

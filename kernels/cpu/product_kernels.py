@@ -68,6 +68,19 @@ def _block(b_term, b_column, first, depth, left, wide):
     return first * b_term + left, b_term, wide, depth
 
 
+@cache
+def _step_of_sgd(W):
+    """w + rate * (g + decay * w) for registers of weights w and their gradient g, with the same roundings wherever a step is taken."""
+
+    @inline_as_written
+    def stepped(p, w, g, rate, decay):
+        if decay != 0:
+            g = add(g, multiply(w, full(p, decay, 1, W)))
+        return add(w, multiply(g, full(p, rate, 1, W)))
+
+    return stepped
+
+
 def gemm_packed(R, V, W, T):
     """As gemm, for many rows: what the multiply-adds read again and again is packed first, in the order in which they read it.
 
@@ -83,7 +96,7 @@ def gemm_packed(R, V, W, T):
     hyper: c is a matrix of weights, of which the sum is the gradient, and a step of SGD is taken at once: see layers.sgd, of
     which this is the one without momentum.
     """
-    N, LANES, PIECE, STRETCH = R * V, V * W, 8, 2 * LINE // np.dtype(T).itemsize
+    N, LANES, PIECE, STRETCH, stepped = R * V, V * W, 8, 2 * LINE // np.dtype(T).itemsize, _step_of_sgd(W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms = get(row, GEMM.rows), get(row, GEMM.columns), get(row, GEMM.terms)
@@ -160,10 +173,7 @@ def gemm_packed(R, V, W, T):
                                         w = get(c, at + r * c_row + l)
                                         put(c, at + r * c_row + l, w + rate * (get(panels, kept_at + r * LANES + l) + decay * w))
                                 continue
-                            w = loads(c, at, R, c_row, 1, 0, V, W)
-                            if decay != 0:
-                                acc = add(acc, multiply(w, full(c, decay, 1, W)))
-                            acc = add(w, multiply(acc, full(c, rate, 1, W)))
+                            acc = stepped(c, loads(c, at, R, c_row, 1, 0, V, W), acc, rate, decay)
                         if bias != 0:
                             acc = add(acc, loads(pointer(bias, T), o, 1, 0, 1, 0, V, W))
                         if relus != 0:
@@ -200,9 +210,9 @@ def _rows_back(R, V, W):
 def _stepped(R, V, W):
     """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images.
     panel: where they are read. ahead: from there to the weights that are read next."""
-    N, LANES = R * V, V * W
+    N, LANES, stepped = R * V, V * W, _step_of_sgd(W)
 
-    @inline_as_written
+    @inline
     def tile(dy, dy_row, x, x_row, panel, at_panel, w, columns, t, o, rows, rate, decay, ahead):
         at, p, q = t * columns + o, t, o
         fetch(w, at + ahead, R, columns, LANES, 1)
@@ -211,12 +221,25 @@ def _stepped(R, V, W):
             acc = outer_fma(acc, scalars(dy, p, R, 1, 1, 0), loads(x, q, 1, 0, 1, 0, V, W))
             p += dy_row
             q += x_row
-        before = loads(panel, at_panel, R, LANES, 1, 0, V, W)
-        if decay != 0:
-            acc = add(acc, multiply(before, full(w, decay, 1, W)))
-        stores(w, at, R, columns, 1, 0, V, W, add(before, multiply(acc, full(w, rate, 1, W))))
+        stores(w, at, R, columns, 1, 0, V, W, stepped(w, loads(panel, at_panel, R, LANES, 1, 0, V, W), acc, rate, decay))
 
     return tile
+
+
+@cache
+def _dense_arrays(T):
+    """What the rows of both kernels below say: arrays with their steps, what a step of SGD multiplies by, and whether there is a fault."""
+
+    @inline
+    def arrays(row):
+        dy, dy_row, w = pointer(get(row, DENSE_BACK.dy), T), get(row, DENSE_BACK.dy_row), pointer(get(row, DENSE_BACK.w), T)
+        x, x_row = pointer(get(row, DENSE_BACK.x), T), get(row, DENSE_BACK.x_row)
+        dx, dx_row = pointer(get(row, DENSE_BACK.dx), T), get(row, DENSE_BACK.dx_row)
+        mask, passed, passed_row = get(row, DENSE_BACK.mask), pointer(get(row, DENSE_BACK.mask), T), get(row, DENSE_BACK.mask_row)
+        hyper, fault = pointer(get(row, DENSE_BACK.hyper), np.float64), get(pointer(get(row, DENSE_BACK.fault), np.int64), 0)
+        return dy, dy_row, w, x, x_row, dx, dx_row, mask, passed, passed_row, -T(get(hyper, 0)), T(get(hyper, 1)), fault
+
+    return arrays
 
 
 def dense_back(R, S, V, W, T):
@@ -230,16 +253,11 @@ def dense_back(R, S, V, W, T):
     """
     LANES = V * W
     rows_back, row_back = _rows_back(R, V, W), _rows_back(1, V, W)
-    stepped, one_stepped = _stepped(S, V, W), _stepped(1, V, W)
+    stepped, one_stepped, arrays = _stepped(S, V, W), _stepped(1, V, W), _dense_arrays(T)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, terms, block = get(row, DENSE_BACK.rows), get(row, DENSE_BACK.columns), get(row, DENSE_BACK.terms), get(row, DENSE_BACK.term_block)
-        dy, dy_row, w = pointer(get(row, DENSE_BACK.dy), T), get(row, DENSE_BACK.dy_row), pointer(get(row, DENSE_BACK.w), T)
-        x, x_row = pointer(get(row, DENSE_BACK.x), T), get(row, DENSE_BACK.x_row)
-        dx, dx_row = pointer(get(row, DENSE_BACK.dx), T), get(row, DENSE_BACK.dx_row)
-        mask, passed, passed_row = get(row, DENSE_BACK.mask), pointer(get(row, DENSE_BACK.mask), T), get(row, DENSE_BACK.mask_row)
-        hyper, fault = pointer(get(row, DENSE_BACK.hyper), np.float64), get(pointer(get(row, DENSE_BACK.fault), np.int64), 0)
-        rate, decay = -T(get(hyper, 0)), T(get(hyper, 1))
+        dy, dy_row, w, x, x_row, dx, dx_row, mask, passed, passed_row, rate, decay, fault = arrays(row)
         column_block, panel = get(row, DENSE_BACK.column_block), pointer(get(row, DENSE_BACK.panel) + slot * get(row, DENSE_BACK.panel_slot), T)
         for left in range(share * column_block, columns, shares * column_block):
             right = min(left + column_block, columns)
@@ -269,11 +287,11 @@ def dense_back(R, S, V, W, T):
 
 @cache
 def _row_back_and_stepped(R, S, V, W):
-    """For R images and rows t ... t + S of w, o ... o + V * W: adds dy @ w to dx (first: puts it there), and, unless there is a `fault`,
+    """For R images and rows t ... t + S of w, o ... o + V * W: adds dy @ w to dx (the first rows: puts it there), and, unless there is a `fault`,
     takes the step of SGD. Each weight is loaded and stored once."""
-    N = R * V
+    N, stepped = R * V, _step_of_sgd(W)
 
-    @inline_as_written
+    @inline
     def tile(dy, dy_row, x, x_row, w, columns, dx, dx_row, t, o, rate, decay, fault):
         acc, xs = zeros(dx, N, W), loads(x, o, R, x_row, 1, 0, V, W)
         if t > 0:
@@ -283,10 +301,7 @@ def _row_back_and_stepped(R, S, V, W):
             ws, ds = loads(w, at, 1, 0, 1, 0, V, W), scalars(dy, t + s, 1, 0, R, dy_row)
             acc = outer_fma(acc, ds, ws)
             if fault == 0:
-                g = product(zeros(w, V, W), ds, xs, R)
-                if decay != 0:
-                    g = add(g, multiply(ws, full(w, decay, 1, W)))
-                stores(w, at, 1, 0, 1, 0, V, W, add(ws, multiply(g, full(w, rate, 1, W))))
+                stores(w, at, 1, 0, 1, 0, V, W, stepped(w, ws, product(zeros(w, V, W), ds, xs, R), rate, decay))
         stores(dx, o, R, dx_row, 1, 0, V, W, acc)
 
     return tile
@@ -295,17 +310,12 @@ def _row_back_and_stepped(R, S, V, W):
 def dense_back_few(R, S, V, W, T):
     """As dense_back, of R rows: so few that they wait for nothing but memory. w is read, and written, along S of its rows at a time.
     V * W divides the columns."""
-    LANES = V * W
+    LANES, arrays = V * W, _dense_arrays(T)
     some, one = _row_back_and_stepped(R, S, V, W), _row_back_and_stepped(R, 1, V, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         columns, terms, block = get(row, DENSE_BACK.columns), get(row, DENSE_BACK.terms), get(row, DENSE_BACK.column_block)
-        dy, dy_row, w = pointer(get(row, DENSE_BACK.dy), T), get(row, DENSE_BACK.dy_row), pointer(get(row, DENSE_BACK.w), T)
-        x, x_row = pointer(get(row, DENSE_BACK.x), T), get(row, DENSE_BACK.x_row)
-        dx, dx_row = pointer(get(row, DENSE_BACK.dx), T), get(row, DENSE_BACK.dx_row)
-        mask, passed, passed_row = get(row, DENSE_BACK.mask), pointer(get(row, DENSE_BACK.mask), T), get(row, DENSE_BACK.mask_row)
-        hyper, fault = pointer(get(row, DENSE_BACK.hyper), np.float64), get(pointer(get(row, DENSE_BACK.fault), np.int64), 0)
-        rate, decay = -T(get(hyper, 0)), T(get(hyper, 1))
+        dy, dy_row, w, x, x_row, dx, dx_row, mask, passed, passed_row, rate, decay, fault = arrays(row)
         for left in range(share * block, columns, shares * block):
             right, whole = min(left + block, columns), terms // S * S
             for t in range(0, whole, S):
