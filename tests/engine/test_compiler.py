@@ -38,6 +38,18 @@ def test_sums_that_fill_the_registers_stay_there(vectors):
     assert len(moves) <= vectors and all(re.search(r"\(%r\w+.*\), %[xyz]mm\d+$", move) for move in moves), "\n".join(lines)
 
 
+def waits_in_memory(tile: tuple[int, int]) -> bool:
+    """Whether the loop of such a tile of dot products goes to the stack, as it must where registers run out."""
+    _, lines = busiest_loop(compiler.kernel_assembly(tiles.dots(*tile, TARGET.lanes(np.float32), np.float32)))
+    return any("(%rsp" in line and "mm" in line for line in lines)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86's assembly")
+def test_a_tile_of_dot_products_fits_into_the_registers():
+    assert not any(waits_in_memory(tile) for tile in {tiles.best_dots(rows, 1024) for rows in (1, 2, 3, 6, 9, 24)})
+    assert waits_in_memory((TARGET.registers // 4, 4)), "a register for each sum leaves none for their factors"
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="reads x86's assembly")
 def test_the_innermost_loop_begins_at_a_cache_line():
     assembly = compiler.kernel_assembly(tiles.conv_pool(1, 2, TARGET.lanes(np.float32), 32, 0, np.float32))
