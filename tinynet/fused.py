@@ -23,6 +23,7 @@ from tinynet.tape import Pulled
 from tinynet.tensor import Tensor
 
 COMPILED = SimpleNamespace(name="a compiled function")  # what stands for an op in its node
+CLASSES = np.dtype(np.int64)
 
 
 def kind_of(optimizer: Optimizer) -> str:
@@ -76,8 +77,8 @@ class Inference:
         for v in self.inputs:
             value = values[v]
             array = value.data if isinstance(value, Tensor) else value
-            if array.dtype != self.dtype and array.dtype != np.int64:  # classes
-                array = array.astype(np.int64)
+            if array.dtype != self.dtype and array.dtype != CLASSES:
+                array = array.astype(CLASSES)
             arena.bind(v, array if array.flags.c_contiguous else np.ascontiguousarray(array))
 
     def _bind_results(self, arena) -> dict:
@@ -167,8 +168,10 @@ class Step(Inference):
         self.trained = [(v, self.tensors[v]) for v in graph.gradients if v in self.network.weight_gradients or v in self.network.stepped]
         places = {id(p): i for i, p in enumerate(optimizer.parameters)} if optimizer is not None else {}
         self.updated = [(v, places[id(self.tensors[v])]) for v in graph.updates]
+        self.places = [place for _, place in self.updated]
         kept = {id(t) for t in zeroed}
-        self.adding = [t for _, t in self.trained if id(t) not in kept] if graph.updates else []
+        self.added_to = [t for _, t in self.trained if id(t) not in kept]
+        self.leaves = [t for _, t in self.trained]
         self.stepping = threading.Lock()
 
     def fits(self) -> bool:
@@ -176,51 +179,53 @@ class Step(Inference):
 
     def adds(self) -> bool:
         """Whether gradients of an earlier step are there, to which this one would add before the optimiser runs."""
-        return any(t._grad is not None for t in self.adding)
+        return bool(self.updated and self.added_to) and any(t._grad is not None for t in self.added_to)
 
-    def __call__(self, values: dict) -> None:
+    def run(self, values: dict | list) -> dict:
+        """The results. At one image a call's Python takes a quarter of its time: so here is no work for each parameter that can be done before."""
         with self.stepping:
-            self._step(values)
-
-    def _step(self, values: dict) -> None:
-        zeroed = {id(t) for t in self.zeroed}
-        for t in self.zeroed:
-            t._grad = None
-        before = [None if id(t) in zeroed else t.grad for _, t in self.trained]
-        arena = self.trial.take()
-        try:
-            self._bind(arena, values)
-            states = self._hyper(arena) if self.optimizer is not None else ()
-            found = self._bind_results(arena)
-            self.trial.play(arena)
-            self._check(arena)
-            for (v, t), old in zip(self.trained, before):
-                later = partial(arena.network.gradient, arena, v)
-                t._grad = later if old is None else old + later()
-            for state in states:
-                state["t"] += 1
-        finally:
-            self.trial.give(arena)
-        if states:
-            guard.edited(t for _, t in self.trained)
-        values.update(found)
+            for t in self.zeroed:
+                t._grad = None
+            before = [(t, t.grad) for t in self.added_to]  # a gradient that still lies in an arena would be lost there
+            arena = self.trial.take()
+            try:
+                self._bind(arena, values)
+                states = self._hyper(arena) if self.optimizer is not None else ()
+                found = self._bind_results(arena)
+                self.trial.play(arena)
+                self._check(arena)
+                gradient = arena.network.gradient
+                for v, t in self.trained:
+                    t._grad = partial(gradient, arena, v)
+                for t, old in before:
+                    if old is not None:
+                        t._grad = old + t._grad()
+                for state in states:
+                    state["t"] += 1
+            finally:
+                self.trial.give(arena)
+            if states:
+                guard.edited(self.leaves)
+            return found
 
     def _hyper(self, arena) -> list[dict]:
         """Writes the optimiser's numbers as they are now, and where its state lies; the states of the parameters."""
-        optimizer, names = self.optimizer, self.optimizer.arrays
-        states = [optimizer.state_of(place) for _, place in self.updated]
-        steps = [state["t"] + 1 for state in states]
-        numbers = optimizer.numbers(steps[0])
-        if min(steps) != max(steps):
+        optimizer, all_states = self.optimizer, self.optimizer.state
+        states = [all_states[place] for place in self.places]
+        if not all(states):  # the first step
+            states = [optimizer.state_of(place) for place in self.places]
+        steps = {state["t"] + 1 for state in states}
+        numbers = optimizer.numbers(max(steps))
+        if len(steps) > 1:
             arena.numbers = None
-            for row, t in zip(arena.hyper, steps):
-                row[: len(numbers)] = optimizer.numbers(t)
+            for row, state in zip(arena.hyper, states):
+                row[: len(numbers)] = optimizer.numbers(state["t"] + 1)
         elif arena.numbers != numbers:
             arena.numbers = numbers
             arena.hyper[:, : len(numbers)] = numbers
-        for (v, _), state in zip(self.updated, states):
-            for name, key in zip(names, ("first", "second")):
-                arena.bind((key, v), state[name])
+        for name, key in zip(optimizer.arrays, ("first", "second")):
+            for v, place in self.updated:
+                arena.bind((key, v), all_states[place][name])
         return states
 
     def profile(self, values: dict, rounds: int):

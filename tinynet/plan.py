@@ -210,7 +210,7 @@ class Plan:
         if all(isinstance(part, Single) for part in self.parts):
             raise NoPlan("; ".join(dict.fromkeys(part.reason for part in self.parts)))
         self.programs = [part for part in self.parts if not isinstance(part, Single)]
-        self.only = self.parts[0] if len(self.parts) == 1 and type(self.parts[0]) is Inference else None  # then nothing else is to be done
+        self.only = self.parts[0] if len(self.parts) == 1 and type(self.parts[0]) in (Inference, Step) else None  # then nothing else is to be done
         places = {id(argument): place for place, argument in enumerate(trace.arguments)}
         self.zeroed = [places.get(id(t), t) for t in trace.zeroed]  # tensors, or the places of arguments
         self.tensors = [t for t in trace.outside.values() if isinstance(t, Tensor)]
@@ -267,7 +267,7 @@ class Plan:
         if self.only is not None:
             return self.only.run(leaves)
         values = dict(enumerate(leaves))
-        if self.root is None or self.whole:
+        if self.root is None:
             self._play(values)
             return values
         with self.stepping:
