@@ -18,7 +18,7 @@ import numpy as np
 from tinynet.geometry import output_size, reach
 from tinynet.kernels.contract import CONTRACTS, implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.conv2d_simd import PLACES, conv2d, laid
+from tinynet.kernels.cpu.conv2d_simd import PLACES, conv2d, packed
 from tinynet.kernels.cpu.images import Entering, Images, Leaving, shared, widened, with_lanes
 from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
 from tinynet.kernels.cpu.pool2d_simd import max_pool2d
@@ -66,7 +66,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     listed = tiles.listed(kh * kw, c)
     _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True)
     panel = vectors * W
-    lay, steps = laid(weight_shape, groups, True, panel, WEIGHT, w, dtype)
+    first, steps = packed(weight_shape, groups, True, panel, WEIGHT, w, dtype)
     ix, flops = stride[1] * copy.column, 8 * x.n * y.rows * y.columns * prod(weight_shape)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
@@ -84,4 +84,4 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     numbers.update(places=(w + places * item, PLACES))
     kernel = named(compiled(tiles.conv_pool, wide // 2, vectors, W, tiles.pixel_step(ix, flops), listed, dtype), tiles.CONV, numbers)
     images = [*copy.rows_of(base, dtype), kernel, *result.rows_of(target, dtype), named(compiled(tiles.places, dtype), tiles.PLACES, found)]
-    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + winners + places + slots * PLACES // item, dtype, flops)
+    return Prepared([first, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + winners + places + slots * PLACES // item, dtype, flops)

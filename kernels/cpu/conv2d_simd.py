@@ -50,22 +50,33 @@ from tinynet.kernels.cpu.tiles import Weights
 # A call is prepared once for its shapes, and then only told where its arrays lie (program.Prepared): stand-ins for these.
 X, WEIGHT, BIAS, OUT, *_ = ARRAYS
 PLACES = tiles.MOST_LISTED * 16  # bytes of a thread's list of terms (tiles.listed)
+WORTH_A_PIECE = 4096  # weights that are worth a thread's waking
 
 
 # --- weights in the order in which a tile reads them ----------------------------------------------------
 
 
-def laid(shape: tuple[int, ...], groups: int, forward: bool, panel: int, weight: int, target: int, dtype) -> tuple[tuple, dict]:
-    """(the phase that lays weights out, steps through them), as (groups, panels, taps, terms, lanes): target[g, p, t, c, k] =
-    weight[g*K + first + k, c, t], or target[g, p, t, k, c] for the gradient of the images; `panel` lanes each, as many as a tile has."""
+def packing(shape: tuple[int, ...], groups: int, forward: bool, panel: int, lanes: int, turned: bool = False) -> tuple[dict, int, dict]:
+    """(numbers of `pack`; where, among the numbers that it writes, the first tap lies; steps through these), which lie as (groups, panels,
+    taps, terms, lanes): for every group y[p, t, c, lane] = weight[first + lane, c, t], or y[p, t, k, lane] = weight[k, first + lane, t] for the
+    gradient of the images. panel: lanes of one, as many as a tile has; lanes: of a group. turned: the last tap lies first."""
     k, c, kh, kw = shape
-    taps, (terms, count) = kh * kw, (c, k // groups) if forward else (k // groups, c)
-    steps = (taps, c * taps) if forward else (c * taps, taps)
-    numbers = (taps, terms, count, widened(count), weight, k // groups * c * taps, *steps, target, panel)
-    w_panel, panels = taps * terms * panel, ceil(widened(count) / panel)
-    images = groups * panels * taps
-    pieces = min(images, 16) if k * c * taps > 4096 else 1
-    return ([row(compiled(tiles.lay, dtype), *numbers)], images, pieces, 1), dict(w_group=panels * w_panel, w_panel=w_panel, w_term=panel)
+    taps, (count, terms) = kh * kw, (k // groups, c) if forward else (c, k // groups)
+    panels, tap = ceil(lanes / panel), terms * panel
+    numbers = dict(outer=groups, w_outer=k // groups * c * taps, rows=count, lanes=lanes, panel=panel, y_panel=taps * tap)
+    if taps == 1 and forward:  # one transposition a panel
+        numbers.update(inner=1, w_inner=terms, w_row=terms, columns=terms, y_step=panel)
+    else:
+        w_inner, w_row = (taps, c * taps) if forward else (c * taps, taps)
+        numbers.update(inner=terms, w_inner=w_inner, y_inner=panel, w_row=w_row, columns=taps, y_step=-tap if turned else tap)
+    return numbers, (taps - 1) * tap if turned else 0, dict(w_group=panels * taps * tap, w_panel=taps * tap, w_term=panel)
+
+
+def packed(shape: tuple[int, ...], groups: int, forward: bool, panel: int, weight: int, target: int, dtype) -> tuple[tuple, dict]:
+    """(the phase that packs weights, steps through them): see `packing`."""
+    numbers, _, steps = packing(shape, groups, forward, panel, widened(shape[0] // groups if forward else shape[1]))
+    pieces = min(ceil(prod(shape) / WORTH_A_PIECE), 16)
+    return ([named(compiled(layers.pack, dtype), layers.PACK, dict(numbers, w=weight, y=target))], 1, 1, pieces), steps
 
 
 # --- forward -----------------------------------------------------------------------------------------------
@@ -97,7 +108,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     listed, axis = tiles.listed(kh * kw, c), tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, y.rows)
     tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, axis=axis)
     panel = tile[2] * tile[3]
-    lay, steps = laid(weight_shape, groups, True, panel, WEIGHT, w, dtype)
+    first, steps = packed(weight_shape, groups, True, panel, WEIGHT, w, dtype)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
         ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * panel, wb=c * panel, **steps,
@@ -109,7 +120,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     numbers.update(places=(w + places * y.item, PLACES), **axis.numbers("row"))
     kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), listed, dtype)
     images = [*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)]
-    return Prepared([lay, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + places + slots * PLACES // y.item, dtype, flops)
+    return Prepared([first, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + places + slots * PLACES // y.item, dtype, flops)
 
 
 # --- gradient of the images -----------------------------------------------------------------------------------
@@ -150,7 +161,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
 
     # All phases read the same panels: they are those that the phase with most taps wants.
     panel = prod(tile_of(most_taps(down), most_taps(across))[2:])
-    lay, steps = laid(weight_shape, groups, False, panel, WEIGHT, w, dtype)
+    first, steps = packed(weight_shape, groups, False, panel, WEIGHT, w, dtype)
     elements, tap = lines(groups * steps["w_group"], dtype), terms * panel
     places = w + elements * dy.item
     images = copy.rows_of(base, dtype)
@@ -171,7 +182,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
             )  # fmt: skip
             images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), listed, dtype), tiles.CONV, numbers))
     images += result.rows_of(target, dtype)
-    return Prepared([lay, (images, dy.n, chunks, shares)], slots * (copy.size + result.size + PLACES // dy.item) + elements, dtype, flops)
+    return Prepared([first, (images, dy.n, chunks, shares)], slots * (copy.size + result.size + PLACES // dy.item) + elements, dtype, flops)
 
 
 # --- gradient of the weights -------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd import add, transposed
-from tinynet.kernels.cpu.simd_memory import get, loads, pointer, put, stores
+from tinynet.kernels.cpu.simd_memory import get, loads, loads_of_two, pointer, put, stores, stores_to_two, strided
 from tinynet.kernels.cpu.tiles import GATHER, PATCHES, PLACES
+
+KILOBYTE = 256  # numbers
 
 # --- places in memory ---------------------------------------------------------------------------------------
 
@@ -83,14 +85,25 @@ def enter(T):
 
 @inline
 def transpose(x, source, x_step, y, target, y_step, rows, columns):
-    """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit."""
+    """y[c, r] = x[r, c], in squares of 8 x 8 or 4 x 4; the last squares are moved back until they fit.
+
+    Down a column of y's squares, so that its lines are written as a whole, where its rows are multiples of a kilobyte apart: they share so
+    few places in the first cache that lines of which a half is written would be gone before the other half is. Else along x's rows.
+    """
     if rows >= 8 and columns >= 8:
-        for r in range(0, rows, 8):
+        squared = columns - 1 if columns % 8 == 1 else columns  # 9 or 25 taps: one more than squares
+        outer, outer_x, outer_y, inner, inner_x, inner_y = rows, x_step, 1, squared, 1, y_step
+        if y_step % KILOBYTE == 0:
+            outer, outer_x, outer_y, inner, inner_x, inner_y = squared, 1, y_step, rows, x_step, 1
+        for a in range(0, outer, 8):
+            a = min(a, outer - 8)
+            for b in range(0, inner, 8):
+                b = min(b, inner - 8)
+                square = loads(x, source + a * outer_x + b * inner_x, 8, x_step, 1, 0, 1, 8)
+                stores(y, target + a * outer_y + b * inner_y, 8, y_step, 1, 0, 1, 8, transposed(square))
+        for r in range(0, rows if squared < columns else 0, 8):
             r = min(r, rows - 8)
-            for c in range(0, columns, 8):
-                c = min(c, columns - 8)
-                square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
-                stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+            stores(y, target + squared * y_step + r, 1, 0, 1, 0, 1, 8, strided(x, source + r * x_step + squared, x_step, 8))
         return
     if columns == 1 and x_step == 1:
         copy(x, source, y, target, rows)
@@ -106,6 +119,48 @@ def transpose(x, source, x_step, y, target, y_step, rows, columns):
             c = min(c, columns - 4)
             square = loads(x, source + r * x_step + c, 4, x_step, 1, 0, 1, 4)
             stores(y, target + c * y_step + r, 4, y_step, 1, 0, 1, 4, transposed(square))
+
+
+@inline
+def transpose_to_runs(x, source, x_step, y, target, y_run, y_step, rows, runs, run):
+    """y[q, c, r] = x[r, q * run + c]: as `transpose` of each run, but squares go over their ends."""
+    if rows < 8 or run < 8:
+        for q in range(runs):
+            transpose(x, source + q * run, x_step, y, target + q * y_run, y_step, rows, run)
+        return
+    columns, q, first = runs * run, 0, 0
+    for c in range(0, columns, 8):
+        if c > columns - 8:
+            c = columns - 8
+            q, first = c // run, c % run
+        for r in range(0, rows, 8):
+            r = min(r, rows - 8)
+            square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
+            stores_to_two(y, target + q * y_run + first * y_step + r, y_step, run - first, y_run - run * y_step, transposed(square))
+        first += 8
+        if first >= run:
+            q, first = q + 1, first - run
+
+
+@inline
+def transpose_from_runs(x, source, x_run, x_step, y, target, y_step, runs, run, columns):
+    """y[c, q * run + r] = x[q, r, c]: the other way."""
+    if columns < 8 or run < 8:
+        for q in range(runs):
+            transpose(x, source + q * x_run, x_step, y, target + q * run, y_step, run, columns)
+        return
+    rows, q, first = runs * run, 0, 0
+    for r in range(0, rows, 8):
+        if r > rows - 8:
+            r = rows - 8
+            q, first = r // run, r % run
+        for c in range(0, columns, 8):
+            c = min(c, columns - 8)
+            square = loads_of_two(x, source + q * x_run + first * x_step + c, 8, x_step, run - first, x_run - run * x_step, 8)
+            stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
+        first += 8
+        if first >= run:
+            q, first = q + 1, first - run
 
 
 def leave(T):
@@ -287,27 +342,6 @@ def changes(T):
     return changed
 
 
-def lay(T):
-    """image: (group * panels + p) * taps + t. y[g, p, t, a, b] = weight[..., t], b along the lanes of panel p (layers.pack says what that
-    is); 0 in lanes that are not there."""
-
-    def kernel(row, image, slot, chunk, share, shares):
-        taps, terms, count, lanes = get(row, 0), get(row, 1), get(row, 2), get(row, 3)
-        w, w_group, w_term, w_lane = pointer(get(row, 4), T), get(row, 5), get(row, 6), get(row, 7)
-        y = pointer(get(row, 8), T)
-        panel = get(row, 9)
-        panels = (lanes + panel - 1) // panel
-        first = min(image // taps % panels * panel, lanes - panel)
-        at, to, there = image // (taps * panels) * w_group + image % taps + first * w_lane, image * terms * panel, min(panel, count - first)
-        for a in range(terms):
-            for b in range(there):
-                put(y, to + a * panel + b, get(w, at + a * w_term + b * w_lane))
-            for b in range(there, panel):
-                put(y, to + a * panel + b, 0.0)
-
-    return kernel
-
-
 def gather(W, T):
     """Adds the chunks' sums of `conv_dw`, and puts each where its weight is.
 
@@ -350,8 +384,7 @@ def gather(W, T):
                         t, h = n // high, n % high
                         target = to + left * y_channel + t // inner * y_outer + t % inner * y_inner + h * y_high
                         transpose(x, here + t * x_tap + h * x_high, x_wide, y, target, y_channel, wide, wanted)
-                else:  # y_outer is inner, and y_inner 1
-                    for place in range(wide):
-                        transpose(x, here + place * x_wide, x_tap, y, to + left * y_channel + place * y_wide, y_channel, taps, wanted)
+                else:  # y_outer is inner, y_inner 1 and y_wide all taps
+                    transpose_from_runs(x, here, x_wide, x_tap, y, to + left * y_channel, y_channel, wide, taps, wanted)
 
     return kernel

@@ -12,7 +12,7 @@ from tinynet.kernels.cpu.simd import add, divide, each_fma, first_hit, full, if_
 from tinynet.kernels.cpu.simd_memory import fetch, get, loads, pointer, put, stores, together
 from tinynet.kernels.cpu.target import LINE
 from tinynet.kernels.cpu.tiles import CONV, DW
-from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, sums_of, transpose
+from tinynet.kernels.cpu.copies_kernels import changes, copy, inside, place, sums_of, transpose, transpose_to_runs, zero
 
 # --- into the program's memory, and out of it -----------------------------------------------------------------
 
@@ -83,7 +83,7 @@ def pack(T):
 
     A tile goes through its panel from one end to the other. (Were the lanes of all panels side by side it would read a line of each
     few hundred bytes, and those share a few places in the first cache.) The last panel is moved back until it fits, as tiles are.
-    lanes: of all panels; those behind the last row are not written.
+    lanes: of all panels; those behind the last row become 0.
 
     seen: a copy of the weights as they were last packed, of which y is made: a panel is not made again if they are the same; or 0.
     Then outer is 1, and the same rows of the inner matrices lie side by side.
@@ -92,8 +92,8 @@ def pack(T):
 
     def kernel(row, image, slot, chunk, share, shares):
         inner, rows, columns, seen = get(row, PACK.inner), get(row, PACK.rows), get(row, PACK.columns), get(row, PACK.seen)
-        lanes, panel, w_row = get(row, PACK.lanes), get(row, PACK.panel), get(row, PACK.w_row)
-        w, y = pointer(get(row, PACK.w), T), pointer(get(row, PACK.y), T)
+        lanes, panel, w_row, w_inner = get(row, PACK.lanes), get(row, PACK.panel), get(row, PACK.w_row), get(row, PACK.w_inner)
+        w, y, y_inner, y_step = pointer(get(row, PACK.w), T), pointer(get(row, PACK.y), T), get(row, PACK.y_inner), get(row, PACK.y_step)
         panels = (lanes + panel - 1) // panel
         count = get(row, PACK.outer) * panels * inner
         begin, end = count * share // shares, count * (share + 1) // shares
@@ -103,8 +103,14 @@ def pack(T):
             there = min(panel, rows - first)
             if seen != 0 and not changed(get(row, PACK.w) + first * w_row * ITEM, seen + p * panel * w_row * ITEM, low * columns, there, w_row, (high - low) * columns):
                 continue
-            for i in range(low, high):
-                transpose(w, part // panels * get(row, PACK.w_outer) + first * w_row + i * get(row, PACK.w_inner), w_row, y, part * get(row, PACK.y_panel) + i * get(row, PACK.y_inner), get(row, PACK.y_step), there, columns)
+            at, to = part // panels * get(row, PACK.w_outer) + first * w_row + low * w_inner, part * get(row, PACK.y_panel) + low * y_inner
+            if w_inner == columns:  # rows of the inner matrices are one row
+                transpose_to_runs(w, at, w_row, y, to, y_inner, y_step, there, high - low, columns)
+            else:
+                for i in range(high - low):
+                    transpose(w, at + i * w_inner, w_row, y, to + i * y_inner, y_step, there, columns)
+            for n in range((high - low) * columns if there < panel else 0):
+                zero(y, to + n // columns * y_inner + n % columns * y_step + there, panel - there)
 
     return kernel
 

@@ -7,7 +7,7 @@ from math import ceil, prod
 
 from tinynet.geometry import reach
 from tinynet.kernels.cpu import layers, tiles, tiles_winograd
-from tinynet.kernels.cpu.conv2d_simd import phases, span
+from tinynet.kernels.cpu.conv2d_simd import packing, phases, span
 from tinynet.kernels.cpu.fuse import HEAVY, Unit
 from tinynet.kernels.cpu.images import axis_back, most_taps
 from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside, lanes_of
@@ -31,26 +31,18 @@ class Convolutions(Planner):
     def packed(self, unit: Unit, forward: bool, panel: int) -> tuple[Memory, dict]:
         """(the weights as tiles read them: (groups, panels, taps, terms, lanes), with `panel` lanes each; the steps through them). forward:
         lanes are outputs; else they are inputs, and the taps are turned around. Depthwise layers are one group here, and sums of one term."""
-        k, c, kh, kw = self.graph.shapes[unit.weight]
-        groups, kk = 1 if unit.kind == "depthwise" else unit.window["groups"], kh * kw
-        count, terms = (k // groups, c) if forward else (c, k // groups)
-        lanes = lanes_of(count) if groups == 1 else count
-        panels, w_panel, first = ceil(lanes / panel), kk * terms * panel, 0
-        memory = self.memory(Memory(groups * panels * w_panel, f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
-        numbers = dict(outer=groups, w_outer=k // groups * c * kk, rows=count, lanes=lanes, panel=panel, y_panel=w_panel)
-        if kk == 1 and forward:  # one transposition a panel
-            numbers.update(inner=1, w_row=terms, columns=terms, y_step=panel)
-        else:
-            w_inner, w_row = (kk, c * kk) if forward else (c * kk, kk)
-            numbers.update(inner=terms, w_inner=w_inner, y_inner=panel, w_row=w_row, columns=kk, y_step=(1 if forward else -1) * terms * panel)
-            first = 0 if forward else (kk - 1) * terms * panel
-        seen = self.seen(unit, panels * panel * numbers["w_row"]) if groups == 1 and forward else {}
+        k, c, kh, kw = shape = self.graph.shapes[unit.weight]
+        groups = 1 if unit.kind == "depthwise" else unit.window["groups"]
+        count = k // groups if forward else c
+        numbers, first, steps = packing(shape, groups, forward, panel, lanes_of(count) if groups == 1 else count, turned=not forward)
+        memory = self.memory(Memory(groups * steps["w_group"], f"weights of value {unit.output}{'' if forward else ', for its gradient'}"))
+        seen = self.seen(unit, steps["w_group"]) if groups == 1 and forward else {}
 
         def build():
             return [(self.kernel(layers.pack), layers.PACK, dict(numbers, w=At(Outside(unit.weight), alone=True), y=At(memory, first, alone=True), **seen))]
 
         self.step("weights", build, [], memory.count if seen else 4 * memory.count, once=True, into=self.prepare, with_before=True)
-        return memory, dict(w_group=panels * w_panel, w_panel=w_panel, w_term=panel)
+        return memory, steps
 
     def seen(self, unit: Unit, count: int) -> dict:
         """Memory, for so many numbers, of a layer's weights as they were, where they are not trained: most calls find them unchanged, and

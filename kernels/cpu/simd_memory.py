@@ -91,6 +91,40 @@ def loads(typing, p, i, rows, row_step, columns, column_step, vectors, w):
     return tile(p, types.int64, rows, types.int64, columns, types.int64, vectors, w), generate
 
 
+def _in_two_runs(builder, p, i, step, end, jump, count):
+    """Places from p[i] on, `step` apart, and all from number `end` on `jump` further."""
+    for k in range(count):
+        place = builder.add(i, builder.mul(step, i64(k)))
+        yield builder.gep(p, [builder.select(builder.icmp_signed("<", i64(k), end), place, builder.add(place, jump))])
+
+
+@intrinsic(prefer_literal=True)
+def loads_of_two(typing, p, i, rows, row_step, end, jump, w):
+    """One register at each of `rows` places that two runs of them have: from place `end` on all are `jump` further."""
+    r, lanes = constant(rows, "rows"), constant(w, "w")
+    tile = tile_of(element_of(p), r, lanes)
+
+    def generate(context, builder, signature, arguments):
+        p, i, _, step, end, jump, _ = arguments
+        return packed(builder, [load_vector(builder, place, context.get_value_type(tile.dtype)) for place in _in_two_runs(builder, p, i, step, end, jump, r)])
+
+    return tile(p, types.int64, rows, types.int64, types.int64, types.int64, w), generate
+
+
+@intrinsic
+def stores_to_two(typing, p, i, row_step, end, jump, tile):
+    """The inverse of `loads_of_two`."""
+
+    def generate(context, builder, signature, arguments):
+        p, i, step, end, jump, tile = arguments
+        vectors = parts_of(builder, tile)
+        for vector, place in zip(vectors, _in_two_runs(builder, p, i, step, end, jump, len(vectors))):
+            store_vector(builder, vector, place)
+        return context.get_dummy_value()
+
+    return types.void(p, types.int64, types.int64, types.int64, types.int64, tile), generate
+
+
 @intrinsic(prefer_literal=True)
 def firsts(typing, p, i, count, rows, row_step, w):
     """A register at each of `rows` places, of which the first `count` numbers are there; the others are 0, and memory is not read for them."""
@@ -158,21 +192,25 @@ def side_by_side(typing, p, i, rows, row_step, columns, column_step, pieces, pie
 @intrinsic(prefer_literal=True)
 def strided(typing, p, i, step, w):
     """One register of every `step`-th number from p[i] on. Nothing before the first or behind the last is read."""
-    s, lanes = constant(step, "step"), constant(w, "w")
+    lanes = constant(w, "w")
     tile = tile_of(element_of(p), 1, lanes)
+    known = step.literal_value if isinstance(step, types.IntegerLiteral) else 0
 
     def generate(context, builder, signature, arguments):
-        start = builder.gep(arguments[0], [arguments[1]])
+        p, i, step, _ = arguments
         vector = context.get_value_type(tile.dtype)
-        if s == 1 or lanes == 1:
-            return packed(builder, [load_vector(builder, start, vector)])
-        if s == 2:  # two registers that meet in one number hold all that is wanted, and its neighbours
-            first, second = load_vector(builder, start, vector), load_vector(builder, builder.gep(start, [i64(lanes - 1)]), vector)
+
+        def registers(first, between, count):
+            return [load_vector(builder, builder.gep(p, [builder.add(first, builder.mul(between, i64(k)))]), vector) for k in range(count)]
+
+        if known == 1 or lanes == 1:
+            return packed(builder, registers(i, step, 1))
+        if known == 2:  # two registers that meet in one number hold all that is wanted, and its neighbours
             picked = [2 * k if 2 * k < lanes else 2 * k + 1 for k in range(lanes)]
-            return packed(builder, [builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, lanes), picked))])
-        found = ir.Constant(vector, ir.Undefined)
-        for k in range(lanes):
-            found = builder.insert_element(found, builder.load(builder.gep(start, [i64(k * s)])), ir.Constant(I32, k))
+            return packed(builder, [builder.shuffle_vector(*registers(i, i64(lanes - 1), 2), ir.Constant(ir.VectorType(I32, lanes), picked))])
+        found, *others = registers(i, builder.sub(step, i64(1)), lanes)  # where each one's place is what is wanted: picking that is cheaper than moving it
+        for k, other in enumerate(others, 1):
+            found = builder.shuffle_vector(found, other, ir.Constant(ir.VectorType(I32, lanes), [j if j < k else lanes + j for j in range(lanes)]))
         return packed(builder, [found])
 
     return tile(p, types.int64, step, w), generate

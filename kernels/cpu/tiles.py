@@ -386,6 +386,6 @@ def best_dense_back(rows: int, columns: int, dtype, slots: int) -> tuple[Factory
 DOTS = fields("rows columns terms a a_slot a_image a_row b b_slot b_image b_row c c_slot c_image c_row stay row_shares bias relu")
 
 # --- the kernels, in files of their own -------------------------------------------------------------------------------
-enter, leave, leave_few, turn_few, turn, places, patches, patches_back, lay, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places patches patches_back lay gather")
+enter, leave, leave_few, turn_few, turn, places, patches, patches_back, gather = kernels_in("copies_kernels", "enter leave leave_few turn_few turn places patches patches_back gather")
 conv, conv_pool, conv_batch, conv_dw = kernels_in("tiles_kernels", "conv conv_pool conv_batch conv_dw")
 gemm, gemm_packed, dense_back, dense_back_few, dots = kernels_in("product_kernels", "gemm gemm_packed dense_back dense_back_few dots")

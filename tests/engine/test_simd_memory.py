@@ -76,6 +76,48 @@ def test_every_few_numbers_make_a_register_and_so_do_their_places(step, W, T):
     assert (y[:W] == x[::step]).all() and (y[W:] == 5 + step * np.arange(W)).all() and (places == (1 << 24) + y.astype(np.int32)).all()
 
 
+def every_so_many(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        stores(pointer(get(row, 1), T), 0, 1, 0, 1, 0, 1, W, simd_memory.strided(pointer(get(row, 0), T), 0, get(row, 2), W))
+
+    return kernel
+
+
+@pytest.mark.parametrize("W", [4, 8])
+@pytest.mark.parametrize("step", [1, 2, 9, 25])
+def test_the_step_need_not_be_known_before(step, W):
+    x, y = np.arange((W - 1) * step + 1).astype(np.float32), np.zeros(W, np.float32)
+    run([row(compiled(every_so_many, W, np.float32), address_of(x), address_of(y), step)], 1, 1)
+    assert (y == x[::step]).all()
+
+
+def from_two_to_two(ROWS, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y, end, jump = pointer(get(row, 0), T), pointer(get(row, 1), T), get(row, 2), get(row, 3)
+        tile = simd_memory.loads_of_two(x, 1, ROWS, W, end, jump, W)
+        stores(y, 0, ROWS, W, 1, 0, 1, W, tile)
+        simd_memory.stores_to_two(y, ROWS * W, 2 * W, end, jump, tile)
+
+    return kernel
+
+
+@pytest.mark.parametrize("end", [0, 1, 3, 5, 9])
+@pytest.mark.parametrize("jump", [7, -5])
+def test_registers_lie_in_two_runs_of_places(end, jump):
+    rows, W = 5, 4
+    starts = np.array([W * k + (jump if k >= end else 0) for k in range(rows)])
+    x, y = np.arange(100, 140).astype(np.float32), np.zeros(100, np.float32)
+    at = 0 if (1 + starts).min() >= 0 else 8  # so that a jump back stays in the array
+    run([row(compiled(from_two_to_two, rows, W, np.float32), address_of(x) + 4 * at, address_of(y) + 4 * at, end, jump)], 1, 1)
+    want = np.zeros_like(y)
+    tile = [x[at + 1 + start : at + 1 + start + W] for start in starts]
+    want[at : at + rows * W] = np.concatenate(tile)
+    for k, (start, register) in enumerate(zip(starts, tile)):  # in this order: after a jump back one may lie on another
+        first = at + rows * W + start + W * k
+        want[first : first + W] = register
+    assert (y == want).all()
+
+
 def put_together(STEP, W, T):
     FEWER = STEP - 1
 
