@@ -18,8 +18,10 @@ def name_of(gpu: int) -> str:
 
 def on_gpu(values) -> bool:
     """Whether these are an array in a GPU's memory: CuPy's, or that of any library that speaks DLPack or CUDA's array interface."""
+    if isinstance(values, np.ndarray):
+        return False
     speaks = getattr(values, "__dlpack_device__", None)
-    return not isinstance(values, np.ndarray) and (speaks()[0] == 2 if speaks else hasattr(values, "__cuda_array_interface__"))  # 2: CUDA, in DLPack
+    return speaks()[0] == 2 if speaks else hasattr(values, "__cuda_array_interface__")  # 2: CUDA, in DLPack
 
 
 def shared(array):

@@ -15,6 +15,8 @@ from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
 
+import numpy as np
+
 from tinynet.devices import DEVICES, array_module, check_device, here
 from tinynet.kernels.contract import CONTRACTS, IMPLEMENTATIONS
 
@@ -123,19 +125,22 @@ class Kernels:
         known = {}  # outputs of calls that came before, by all that they depend on
 
         def launch(*arrays, out=None, **parameters):
-            with self.here:
-                if out is None:
-                    call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
-                    if (outputs := known.get(call)) is None:
-                        if len(known) == 512:
-                            known.clear()
-                        outputs = known[call] = spec(*arrays, **parameters).outputs
-                    out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
-                implementation(name, kind).function(*arrays, **parameters, out=out)
+            if out is None:
+                call = (*[None if a is None else (a.shape, a.dtype) for a in arrays], *parameters.items())
+                if (outputs := known.get(call)) is None:
+                    if len(known) == 512:
+                        known.clear()
+                    outputs = known[call] = spec(*arrays, **parameters).outputs
+                out = tuple(empty(shape, dtype) for shape, dtype in outputs) if len(outputs) > 1 else empty(*outputs[0])
+            implementation(name, kind).function(*arrays, **parameters, out=out)
             return out
 
-        self.__dict__[name] = launch  # found at once from now on
-        return launch
+        def launch_there(*arrays, **options):
+            with self.here:
+                return launch(*arrays, **options)
+
+        found = self.__dict__[name] = launch if self.xp is np else launch_there  # found at once from now on
+        return found
 
 
 _kernels: dict[str, Kernels] = {}

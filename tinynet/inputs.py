@@ -61,16 +61,17 @@ def prepare(op, values: tuple) -> tuple[list, list, str, bool]:
                 if device is not None:
                     raise ValueError(f"{op.name}: {name} is on {value.device!r}, the inputs before it on {device!r}; move one with .to(...)")
                 device = value.device
-            needed = needed or value.requires_grad
+            needed = needed or value._requires_grad
             tensors.append(value)
             value = value.data
         else:
             tensors.append(None)
             value = _plain(op, name, value)
         arrays.append(value)
-        if hasattr(value, "dtype") and name not in op.integer_inputs and (dtype is None or value.dtype != dtype):
-            _check_dtype(op, name, value.dtype, dtype)
-            dtype = value.dtype
+        found = getattr(value, "dtype", dtype)
+        if found is not dtype and (dtype is None or found != dtype) and name not in op.integer_inputs:
+            _check_dtype(op, name, found, dtype)
+            dtype = found
     if dtype is None or dtype not in FLOATS:
         _check_numbers(op, arrays, dtype)
     return arrays, tensors, device or "cpu", needed

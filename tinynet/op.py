@@ -83,7 +83,7 @@ class Op:
     def __call__(self, *inputs, **parameters):
         if len(inputs) != len(self.inputs):
             inputs = self._complete(inputs, parameters)
-        if not self.required <= parameters.keys() <= self.parameters:
+        if (parameters or self.required) and not self.required <= parameters.keys() <= self.parameters:
             raise TypeError(self._wrong(parameters))
         trace = tracing()
         if trace is not None and (later := trace.defer(self, inputs, parameters)) is not None:

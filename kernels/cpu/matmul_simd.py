@@ -19,7 +19,7 @@ import numpy as np
 
 from tinynet.kernels.contract import implements
 from tinynet.kernels.cpu import threads, tiles
-from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, Prepared, compiled, lines, named
+from tinynet.kernels.cpu.program import ARRAYS, KEPT, SCRATCH, WORTH_THREADS, Prepared, compiled, lines, named
 from tinynet.kernels.cpu.target import TARGET
 
 CACHE = 1 << 19  # bytes: half of a second cache
@@ -32,7 +32,10 @@ def _side_by_side(m: np.ndarray, axis: int) -> bool:
 
 @implements("matmul", device="cpu", variant="simd", default=True)
 def matmul(a, b, *, out):
-    a, b, c = (m.reshape(-1, *m.shape[-2:]) if m.size else m.reshape(0, 1, 1) for m in (a, b, out))
+    if out.ndim == 2:
+        a, b, c = a[None], b[None], out[None]
+    else:
+        a, b, c = (m.reshape(-1, *m.shape[-2:]) if m.size else m.reshape(0, 1, 1) for m in (a, b, out))
     if c.size == 0 or a.size == 0:
         out[...] = 0  # no terms: every sum is empty
         return
@@ -46,10 +49,11 @@ def matmul(a, b, *, out):
     prepared(c.shape, a.shape[2], a.strides, b.strides, c.dtype.type, threads.count())(a, b, c)
 
 
-def _shares(batch: int, rows: int, columns: int, slots: int) -> tuple[int, int, int]:
-    """(chunks, column shares, row shares): a piece of work for each thread, columns shared before rows."""
+def _shares(batch: int, rows: int, columns: int, slots: int, work: int) -> tuple[int, int, int]:
+    """(chunks, column shares, row shares): a piece of work for each thread, or four where they are worth it: then none waits for long for
+    one that was held up. Columns are shared before rows."""
     chunks = min(batch, slots)
-    wanted = -(-slots // chunks)
+    wanted = -(-slots * max(1, min(4, work // (slots * WORTH_THREADS // 2))) // chunks)
     across = max(1, min(wanted, columns))
     return chunks, across, max(1, min(-(-wanted // across), rows))
 
@@ -75,7 +79,7 @@ def _dots(shape, terms, a_strides, b_strides, dtype, slots) -> Prepared:
     batch, rows, columns = shape
     item = np.dtype(dtype).itemsize
     high, wide = tiles.best_dots(rows, columns)
-    chunks, across, down = _shares(batch, rows // high, columns // wide, slots)
+    chunks, across, down = _shares(batch, rows // high, columns // wide, slots, 2 * batch * rows * columns * terms)
     stay = max(high, CACHE // (terms * item) // high * high)
     numbers = dict(
         rows=rows, columns=columns, terms=terms, a=(A, 0, a_strides[0]), a_row=a_strides[1] // item, b=(B, 0, b_strides[0]), b_row=b_strides[2] // item,

@@ -13,7 +13,7 @@ from tinynet.op import op
 
 def rows(a):
     """All leading axes as one."""
-    return a.reshape(prod(a.shape[:-1]), a.shape[-1])
+    return a if a.ndim == 2 else a.reshape(prod(a.shape[:-1]), a.shape[-1])
 
 
 @op
@@ -27,7 +27,7 @@ def linear(k, x, weight, bias=None):
     y = k.matmul(rows(x), weight.T)
     if bias is not None:
         y += bias
-    return y.reshape(*x.shape[:-1], weight.shape[0]), {"x_shape": x.shape}
+    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0]), {"x_shape": x.shape}
 
 
 @linear.gradient("x")
