@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "tinynet.optim": ["tinynet.mode", "tinynet.tensor", "tinynet.devices", "tinynet.dispatch", "tinynet.guard"],
     "tinynet.nn": ["tinynet.mode", "tinynet.functional", "tinynet.tensor", "tinynet.inputs", "tinynet.guard", "tinynet.devices", "tinynet.geometry", "tinynet.random"],
     "tinynet.deferred": ["tinynet.inputs", "tinynet.tensor", "tinynet.kernels.contract"],
-    "tinynet.trace": ["tinynet.deferred", "tinynet.mode", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard", "tinynet.random", "tinynet.kernels.graph"],
+    "tinynet.trace": ["tinynet.deferred", "tinynet.mode", "tinynet.op", "tinynet.tensor", "tinynet.dispatch", "tinynet.guard", "tinynet.random", "tinynet.kernels.graph"],
     "tinynet.fused": ["tinynet.tape", "tinynet.tensor", "tinynet.guard", "tinynet.optim", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.split": ["tinynet.trace", "tinynet.fused", "tinynet.op", "tinynet.tensor", "tinynet.kernels.graph", "tinynet.kernels.cpu"],
     "tinynet.returned": ["tinynet.trace", "tinynet.tensor"],

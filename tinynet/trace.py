@@ -4,7 +4,7 @@ Ops, backward, optimisers and modules report here, and what they would compute i
 program that is made of it or, where somebody wants a value at once, for `compute`, which runs them as always.
 
 Everything that a replay could not see makes the recording useless, and says so: values that leave the tensors (a print of
-a loss, an if on one), gradients that are edited, arrays that the function makes for itself, random numbers.
+a loss, an if on one), gradients that are edited, arrays that the function makes for itself (but by reshaping its arguments), random numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tinynet.dispatch import chosen_by_hand
 from tinynet.guard import owner_of
 from tinynet.kernels.graph import Call
 from tinynet.mode import is_recording, mode, traced_by
+from tinynet.op import OPS
 from tinynet.random import generator
 from tinynet.tensor import Tensor
 
@@ -184,18 +185,35 @@ class Trace:
         """Why this recording can't be replayed; "" if it can."""
         if not self.refused and _random_state() != self.random:
             self.refuse("it draws random numbers, and a replay would use these again")
-        if self._made_inside():
+        if not all(map(self._reshaped, self._made_inside())):
             self.refuse("an op reads an array or a tensor that the function makes for itself; make it outside, or pass it in")
         if self._taken_out():
             self.refuse("an op reads an argument or a result past its graph (detach, data), and a replay could not see where it came from")
         return self.refused or ("" if self.calls else "no op ran")
 
-    def _made_inside(self) -> bool:
-        """Whether an input of an op was made by the function for itself: once it has returned, only this recording holds it."""
+    def _made_inside(self) -> list[int]:
+        """The inputs of ops that the function made for itself: once it has returned, only this recording holds them."""
         nodes = [self.values[call.output].node for call in self.calls]  # none of those that wait
         edges = Counter(id(edge) for node in nodes if node is not None for edge in node.edges)
-        # 4: `outside`, `values`, the loop's variable, and the argument of getrefcount itself; and the results' own graph
-        return any(sys.getrefcount(value) <= 4 + edges[id(value)] for value in self.outside.values())
+        found = []
+        for number in self.outside:
+            value = self.outside[number]
+            # 4: `outside`, `values`, the variable, and the argument of getrefcount itself; and the results' own graph
+            if sys.getrefcount(value) <= 4 + edges[id(value)]:
+                found.append(number)
+        return found
+
+    def _reshaped(self, number: int) -> bool:
+        """Whether this is x.reshape(...) of an array x that is an argument. Then it is written down as that op of x."""
+        value = self.values[number]
+        for place, argument in enumerate(self.arguments):
+            if _same_numbers(_array(value), _array(argument)) and not _needs(value) and not _needs(argument):
+                self.calls.insert(0, Call("reshape", (place,), number, {"shape": value.shape}, {}))
+                self.ops[number] = OPS["reshape"]
+                self.values[number] = value if isinstance(value, Tensor) else Tensor(value)
+                del self.outside[number]
+                return True
+        return False
 
     def _taken_out(self) -> bool:
         """Whether what seems to be from outside is the memory of an argument or a result, kept somewhere by the function."""
@@ -206,6 +224,12 @@ class Trace:
 
 def _array(value) -> np.ndarray:
     return value.data if isinstance(value, Tensor) else value
+
+
+def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays are the same memory, in the same order."""
+    whole = isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.flags.c_contiguous and b.flags.c_contiguous
+    return whole and a.size == b.size and a.dtype == b.dtype and a.ctypes.data == b.ctypes.data
 
 
 def _has_array(value) -> bool:

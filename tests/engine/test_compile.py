@@ -351,6 +351,19 @@ def reason(function, *arguments) -> str:
     return text
 
 
+def test_an_argument_may_be_reshaped_before_the_first_op(rng):
+    model, x = Sequential(Linear(12, 8), ReLU(), Linear(8, 4)), rng.standard_normal((3, 2, 2, 3), dtype=np.float32)
+    for rows in (lambda x: x.reshape(len(x), -1), lambda x: tinynet.Tensor(x.reshape(len(x), -1)), F.flatten):
+        fast = tinynet.compile(lambda x: model(rows(x)))
+        with tinynet.no_grad():
+            for batch in (x, x[::-1].copy()):
+                assert np.allclose(fast(batch).numpy(), model(batch.reshape(3, 12)).numpy(), 1e-5, 1e-6)
+        assert "linear + bias + relu" in fast.explain() and "flatten" not in fast.explain(), "its rows are read where they lie"
+    other = x.reshape(3, 12)
+    assert "past its graph" in reason(lambda x: model(other), x), "the memory of an argument, but not made of it by the function"
+    assert "makes for itself" in reason(lambda x: model(x.reshape(3, 12) * np.float32(2)), x)
+
+
 def test_what_can_not_be_replayed_runs_as_always_and_says_why():
     x = np.ones((2, 3, 5, 5), np.float32)
     weight, narrow = np.ones((4, 3, 3, 3), np.float32), np.ones((6, 1, 3, 3), np.float32)
