@@ -207,6 +207,29 @@ def _rows_back(R, V, W):
 
 
 @cache
+def _rows_back_and_panel(R, V, W):
+    """The same, from w as it lies, which becomes the panel: the multiply-adds don't wait for what is stored."""
+    N, LANES = R * V, V * W
+
+    @inline
+    def tile(dy, dy_row, w, columns, panel, dx, dx_row, i, o, first, last):
+        at, p, q, place = i * dx_row + o, i * dy_row + first, 0, first * columns + o
+        acc = zeros(dx, N, W)
+        if first > 0:
+            acc = loads(dx, at, R, dx_row, 1, 0, V, W)
+        for t in range(first, last):
+            ws = loads(w, place, 1, 0, 1, 0, V, W)
+            stores(panel, q, 1, 0, 1, 0, V, W, ws)
+            acc = outer_fma(acc, scalars(dy, p, R, dy_row, 1, 0), ws)
+            p += 1
+            q += LANES
+            place += columns
+        stores(dx, at, R, dx_row, 1, 0, V, W, acc)
+
+    return tile
+
+
+@cache
 def _stepped(R, V, W):
     """A step of SGD for w[t ... t + R, o ... o + V * W], whose gradient is dy[:, t ...]^T @ x[:, o ...], over `rows` images.
     panel: where they are read. ahead: from there to the weights that are read next."""
@@ -246,13 +269,13 @@ def dense_back(R, S, V, W, T):
     """A dense layer's backward, and its step of SGD, in one pass over its weights: dx = dy @ w (and ReLU's mask), then
     w -= rate * (dy^T @ x + decay * w), `term_block` rows of w and V * W columns at a time, a panel. So weights that come from memory
     come once. R rows of dx are computed at once, and S of w. panel: scratch memory that holds a copy of it (rows of w that are pages
-    apart share a place in the first cache).
+    apart share a place in the first cache), made while the first R rows of dx are computed.
 
     V * W divides the columns and `column_block`, such blocks are shared; a remainder of R or S rows is done row by row: nothing may be
     added twice.
     """
     LANES = V * W
-    rows_back, row_back = _rows_back(R, V, W), _rows_back(1, V, W)
+    rows_back, row_back, rows_back_and_panel = _rows_back(R, V, W), _rows_back(1, V, W), _rows_back_and_panel(R, V, W)
     stepped, one_stepped, arrays = _stepped(S, V, W), _stepped(1, V, W), _dense_arrays(T)
 
     def kernel(row, image, slot, chunk, share, shares):
@@ -265,9 +288,8 @@ def dense_back(R, S, V, W, T):
                 last = min(first + block, terms)
                 for o in range(left, right, LANES):
                     ahead = LANES if o + LANES < right else block * columns + left - o
-                    for t in range(first, last):
-                        stores(panel, (t - first) * LANES, 1, 0, 1, 0, V, W, loads(w, t * columns + o, 1, 0, 1, 0, V, W))
-                    for i in range(0, rows - R + 1, R):
+                    rows_back_and_panel(dy, dy_row, w, columns, panel, dx, dx_row, 0, o, first, last)
+                    for i in range(R, rows - R + 1, R):
                         rows_back(dy, dy_row, panel, dx, dx_row, i, o, first, last)
                     for i in range(rows // R * R, rows):
                         row_back(dy, dy_row, panel, dx, dx_row, i, o, first, last)
