@@ -271,8 +271,8 @@ def dense_back(R, S, V, W, T):
     come once. R rows of dx are computed at once, and S of w. panel: scratch memory that holds a copy of it (rows of w that are pages
     apart share a place in the first cache), made while the first R rows of dx are computed.
 
-    V * W divides the columns and `column_block`, such blocks are shared; a remainder of R or S rows is done row by row: nothing may be
-    added twice.
+    V * W divides the columns and `column_block`, such blocks are shared. There are R rows at least; a remainder of R or S rows is done row
+    by row: nothing may be added twice.
     """
     LANES = V * W
     rows_back, row_back, rows_back_and_panel = _rows_back(R, V, W), _rows_back(1, V, W), _rows_back_and_panel(R, V, W)
