@@ -122,24 +122,28 @@ def transpose(x, source, x_step, y, target, y_step, rows, columns):
 
 
 @inline
+def next_square(n, count, run, q, r):
+    """Of a square that begins at the n-th of `count` numbers in runs, 8 behind the last one (of run q, at its number r - 8): where it begins,
+    in which run, and at which number of it. The last is moved back until it fits; only it needs a division."""
+    if n > count - 8:
+        return count - 8, (count - 8) // run, (count - 8) % run
+    return (n, q, r) if r < run else (n, q + 1, r - run)
+
+
+@inline
 def transpose_to_runs(x, source, x_step, y, target, y_run, y_step, rows, runs, run):
     """y[q, c, r] = x[r, q * run + c]: as `transpose` of each run, but squares go over their ends."""
     if rows < 8 or run < 8:
         for q in range(runs):
             transpose(x, source + q * run, x_step, y, target + q * y_run, y_step, rows, run)
         return
-    columns, q, first = runs * run, 0, 0
-    for c in range(0, columns, 8):
-        if c > columns - 8:
-            c = columns - 8
-            q, first = c // run, c % run
+    q, first = 0, -8
+    for c in range(0, runs * run, 8):
+        c, q, first = next_square(c, runs * run, run, q, first + 8)
         for r in range(0, rows, 8):
             r = min(r, rows - 8)
             square = loads(x, source + r * x_step + c, 8, x_step, 1, 0, 1, 8)
             stores_to_two(y, target + q * y_run + first * y_step + r, y_step, run - first, y_run - run * y_step, transposed(square))
-        first += 8
-        if first >= run:
-            q, first = q + 1, first - run
 
 
 @inline
@@ -149,18 +153,13 @@ def transpose_from_runs(x, source, x_run, x_step, y, target, y_step, runs, run, 
         for q in range(runs):
             transpose(x, source + q * x_run, x_step, y, target + q * run, y_step, run, columns)
         return
-    rows, q, first = runs * run, 0, 0
-    for r in range(0, rows, 8):
-        if r > rows - 8:
-            r = rows - 8
-            q, first = r // run, r % run
+    q, first = 0, -8
+    for r in range(0, runs * run, 8):
+        r, q, first = next_square(r, runs * run, run, q, first + 8)
         for c in range(0, columns, 8):
             c = min(c, columns - 8)
             square = loads_of_two(x, source + q * x_run + first * x_step + c, 8, x_step, run - first, x_run - run * x_step, 8)
             stores(y, target + c * y_step + r, 8, y_step, 1, 0, 1, 8, transposed(square))
-        first += 8
-        if first >= run:
-            q, first = q + 1, first - run
 
 
 def leave(T):

@@ -52,8 +52,8 @@ def matmul(a, b, *, out):
 def _shares(batch: int, rows: int, columns: int, slots: int, work: int) -> tuple[int, int, int]:
     """(chunks, column shares, row shares): a piece of work for each thread, or four where they are worth it: then none waits for long for
     one that was held up. Columns are shared before rows."""
-    chunks = min(batch, slots)
-    wanted = -(-slots * max(1, min(4, work // (slots * WORTH_THREADS // 2))) // chunks)
+    chunks, a_thread = min(batch, slots), max(1, min(4, work // (slots * WORTH_THREADS // 2)))
+    wanted = -(-slots * a_thread // chunks)
     across = max(1, min(wanted, columns))
     return chunks, across, max(1, min(-(-wanted // across), rows))
 

@@ -77,13 +77,10 @@ class Layers(Planner):
     # --- rows ------------------------------------------------------------------------------------------------------------------
 
     def flatten(self, unit: Unit) -> None:
-        if not self.is_image(unit.x):
+        if not self.is_image(unit.x) or unit.x in self.graph.batched and not self.needs.get(unit.x):  # the caller's images are rows as they lie, in any layout
             self.rows[unit.output], _ = self.row(unit.x)
             return
         c, h, w = self.shape(unit.x)
-        if unit.x in self.graph.batched and not self.needs.get(unit.x):  # the caller's images are its rows, whatever their layout
-            self.rows[unit.output] = Outside(unit.x, c * h * w * self.item)
-            return
         target, _ = self.row(unit.output)
         self._copy_image("flatten", self.image(unit.x), View(target, c, h, w, self.steps_outside(unit.x)))
 

@@ -186,29 +186,9 @@ def gemm_packed(R, V, W, T):
 
 
 @cache
-def _rows_back(R, V, W):
-    """Adds dy[i ... i + R, first ... last] @ w[first ... last, o ... o + V * W], the panel, to dx at row i, column o; of the first terms it is
-    the sum."""
-    N, LANES = R * V, V * W
-
-    @inline
-    def tile(dy, dy_row, panel, dx, dx_row, i, o, first, last):
-        at, p, q = i * dx_row + o, i * dy_row + first, 0
-        acc = zeros(dx, N, W)
-        if first > 0:
-            acc = loads(dx, at, R, dx_row, 1, 0, V, W)
-        for t in range(first, last):
-            acc = outer_fma(acc, scalars(dy, p, R, dy_row, 1, 0), loads(panel, q, 1, 0, 1, 0, V, W))
-            p += 1
-            q += LANES
-        stores(dx, at, R, dx_row, 1, 0, V, W, acc)
-
-    return tile
-
-
-@cache
-def _rows_back_and_panel(R, V, W):
-    """The same, from w as it lies, which becomes the panel: the multiply-adds don't wait for what is stored."""
+def _rows_back(R, V, W, COPIES):
+    """Adds dy[i ... i + R, first ... last] @ w[first ... last, o ... o + V * W] to dx at row i, column o; of the first terms it is the sum.
+    These weights are read from the panel or, where it COPIES, as they lie, and become the panel: multiply-adds don't wait for that."""
     N, LANES = R * V, V * W
 
     @inline
@@ -218,12 +198,15 @@ def _rows_back_and_panel(R, V, W):
         if first > 0:
             acc = loads(dx, at, R, dx_row, 1, 0, V, W)
         for t in range(first, last):
-            ws = loads(w, place, 1, 0, 1, 0, V, W)
-            stores(panel, q, 1, 0, 1, 0, V, W, ws)
+            if COPIES:
+                ws = loads(w, place, 1, 0, 1, 0, V, W)
+                stores(panel, q, 1, 0, 1, 0, V, W, ws)
+                place += columns
+            else:
+                ws = loads(panel, q, 1, 0, 1, 0, V, W)
             acc = outer_fma(acc, scalars(dy, p, R, dy_row, 1, 0), ws)
             p += 1
             q += LANES
-            place += columns
         stores(dx, at, R, dx_row, 1, 0, V, W, acc)
 
     return tile
@@ -275,7 +258,7 @@ def dense_back(R, S, V, W, T):
     by row: nothing may be added twice.
     """
     LANES = V * W
-    rows_back, row_back, rows_back_and_panel = _rows_back(R, V, W), _rows_back(1, V, W), _rows_back_and_panel(R, V, W)
+    first_rows_back, rows_back, row_back = _rows_back(R, V, W, True), _rows_back(R, V, W, False), _rows_back(1, V, W, False)
     stepped, one_stepped, arrays = _stepped(S, V, W), _stepped(1, V, W), _dense_arrays(T)
 
     def kernel(row, image, slot, chunk, share, shares):
@@ -288,11 +271,11 @@ def dense_back(R, S, V, W, T):
                 last = min(first + block, terms)
                 for o in range(left, right, LANES):
                     ahead = LANES if o + LANES < right else block * columns + left - o
-                    rows_back_and_panel(dy, dy_row, w, columns, panel, dx, dx_row, 0, o, first, last)
+                    first_rows_back(dy, dy_row, w, columns, panel, dx, dx_row, 0, o, first, last)
                     for i in range(R, rows - R + 1, R):
-                        rows_back(dy, dy_row, panel, dx, dx_row, i, o, first, last)
+                        rows_back(dy, dy_row, w, columns, panel, dx, dx_row, i, o, first, last)
                     for i in range(rows // R * R, rows):
-                        row_back(dy, dy_row, panel, dx, dx_row, i, o, first, last)
+                        row_back(dy, dy_row, w, columns, panel, dx, dx_row, i, o, first, last)
                     if fault != 0:
                         continue
                     for t in range(first, last - S + 1, S):

@@ -100,7 +100,7 @@ def _in_two_runs(builder, p, i, step, end, jump, count):
 
 @intrinsic(prefer_literal=True)
 def loads_of_two(typing, p, i, rows, row_step, end, jump, w):
-    """One register at each of `rows` places that two runs of them have: from place `end` on all are `jump` further."""
+    """One register at each of `rows` places, the last ones of a run and the first ones of the next: from number `end` on all are `jump` further."""
     r, lanes = constant(rows, "rows"), constant(w, "w")
     tile = tile_of(element_of(p), r, lanes)
 
