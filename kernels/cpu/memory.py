@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinynet.kernels.cpu.program import LINE, address_of, aimed, pointing
+from tinynet.kernels.cpu.program import LINE, address_of, aimed, copy_of, pointing
 
 
 def lanes_of(channels: int) -> int:
@@ -131,13 +131,12 @@ def lay_out(memories: list[Memory], images: int, slots: int, item: int) -> int:
 class Program:
     """A table, and the places in it that hold addresses.
 
-    own: (place, bytes from the arena's start). outside: key -> [(place, bytes from the array's start)]. firsts: (place, row's place).
+    own: (place, bytes from the arena's start). outside: key -> [(place, bytes from the array's start)].
     """
 
     table: np.ndarray
     own: list[tuple[int, int]]
     outside: dict
-    firsts: list[tuple[int, int]]
 
 
 class Arena:
@@ -160,12 +159,10 @@ class Arena:
 
     def add(self, program: Program) -> int:
         """The program's table in this memory: its address."""
-        table = program.table.copy()
+        table = copy_of(program.table)
         address = address_of(table)
         for place, offset in program.own:
             table[place] = self.base + offset
-        for place, first in program.firsts:
-            table[place] = address + 8 * first
         for key, places in program.outside.items():
             self.outside.setdefault(key, []).extend((table, place, offset) for place, offset in places)
             self.aims.pop(key, None)

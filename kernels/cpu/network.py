@@ -32,7 +32,8 @@ from tinynet.kernels.cpu.network_im2col import Im2col
 from tinynet.kernels.cpu.network_layers import HYPER, Layers
 from tinynet.kernels.cpu.network_planner import WORTH_SHARING, Step
 from tinynet.kernels.cpu.network_winograd import Winograd
-from tinynet.kernels.cpu.program import HEAD, ROW, play
+from tinynet.kernels.cpu.program import play, table_of
+from tinynet.kernels.cpu.rows import HEAD, HEADS, ROW
 from tinynet.kernels.graph import Graph
 
 ALL_SUMS = 32 << 20  # bytes of the chunks' sums together: fewer chunks, 4 or a multiple that threads share evenly, where one is large
@@ -163,19 +164,15 @@ class Network(Convolutions, Winograd, Im2col, Layers):
 
     def program(self, phases) -> Program:
         """The table of phases, (steps, images, chunks, shares) each: of all that there are, or of what profile.py times."""
-        numbers, own, outside, firsts = [], [], {}, []
-        head = 1 + HEAD * len(phases)
-        table = [len(phases)]
-        rows = head
-        for steps, images, chunks, shares in phases:
-            firsts.append((len(table), rows))
-            built = [r for step in steps for r in step.build()]
-            table += [0, len(built), images, chunks, shares, 0, 0, 0]
-            for address, names, values in built:
-                numbers.append(self._row(address, names, values, rows, own, outside))
-                rows += ROW
-        table += [n for r in numbers for n in r]
-        return Program(np.array(table, np.int64), own, outside, firsts)
+        own, outside, laid = [], {}, []
+        start = HEADS + HEAD * len(phases)
+        for steps, *schedule in phases:
+            rows = []
+            for address, names, values in (r for step in steps for r in step.build()):
+                rows.append(self._row(address, names, values, start, own, outside))
+                start += ROW
+            laid.append((rows, *schedule))
+        return Program(table_of(laid, self.slots), own, outside)
 
     def _row(self, address: int, names, values: dict, start: int, own: list, outside: dict) -> list[int]:
         found = [address] + [0] * (ROW - 1)

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.rows import ASLEEP, CHUNKS, DONE, FIRST, GENERATION, HEAD, IMAGES, INSIDE, JOB, MOST_ARRAYS, OPEN, ROW, ROWS, SHARES, TAKEN
+from tinynet.kernels.cpu.rows import ASLEEP, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORD, WORKER
 
 # --- atomic steps on memory ---------------------------------------------------------------------------
 
@@ -43,6 +43,29 @@ def atomic_get(typing, address, index):
         return builder.load_atomic(_place(builder, *arguments), "seq_cst", 8)
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def atomic_put(typing, address, index, value):
+    """address[index] = value, seen by others after all that was written before."""
+
+    def generate(context, builder, signature, arguments):
+        address, index, value = arguments
+        builder.store_atomic(value, _place(builder, address, index), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def atomic_change(typing, address, index, before, value):
+    """address[index] = value, if it was `before`: whether it was."""
+
+    def generate(context, builder, signature, arguments):
+        address, index, before, value = arguments
+        return builder.extract_value(builder.cmpxchg(_place(builder, address, index), before, value, "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(*[types.int64] * 4), generate
 
 
 @intrinsic
@@ -109,67 +132,96 @@ _WAIT = 500  # looks before a waiting thread offers its processor to others
 
 
 @inline
-def _play(table, slot):
-    for p in range(peek(table, 0)):
-        phase = table + 8 * (1 + p * HEAD)
-        first, rows, images = peek(phase, FIRST), peek(phase, ROWS), peek(phase, IMAGES)
-        chunks, shares = peek(phase, CHUNKS), peek(phase, SHARES)
-        while True:
-            part = atomic_add(phase, TAKEN, 1)
-            if part >= chunks * shares:
-                break
-            chunk, share = part // shares, part % shares
-            for image in range(images * chunk // chunks, images * (chunk + 1) // chunks):
-                for r in range(rows):
-                    _call(first + 8 * ROW * r, image, slot, chunk, share, shares)
-            atomic_add(phase, DONE, 1)
-        looks = 0
-        while atomic_get(phase, DONE) < chunks * shares:
-            pause()
-            looks += 1
-            if looks > _WAIT:
-                give_way()
+def _wait(looks):
+    pause()
+    if looks > _WAIT:
+        give_way()
+    return looks + 1
 
 
 @inline
-def _reset(table):
-    for p in range(peek(table, 0)):
-        poke(table, 1 + p * HEAD + TAKEN, 0)
-        poke(table, 1 + p * HEAD + DONE, 0)
+def _take(taken, turn, parts):
+    """Which of an owner's parts is ours, of so many; -1 if none is left."""
+    while True:
+        seen = atomic_get(taken, 0)
+        part = seen - (turn << BITS) if seen >> BITS == turn else 0
+        if part >= parts:
+            return -1
+        if atomic_change(taken, 0, seen, (turn << BITS) + part + 1):
+            return part
+
+
+@inline
+def _play(table, turn, slot, slots):
+    # What another core wrote last takes as long to fetch as a thousand multiplications and more (100 to 200 ns a line where cores have no
+    # cache in common). So a thread begins with the parts that are its own in every call, which read and overwrite what it
+    # wrote itself, and takes others' when it has none left. What has one part the caller does, and the others leave
+    # when only such phases are left.
+    phases = peek(table, PHASES if slot == 0 else SHARED)
+    for p in range(phases):
+        head = table + 8 * (HEADS + p * HEAD)
+        first, rows, images = table + 8 * peek(head, FIRST), peek(head, ROWS), peek(head, IMAGES)
+        chunks, shares, owners, done = peek(head, CHUNKS), peek(head, SHARES), peek(head, OWNERS), table + 8 * peek(head, MARKS)
+        parts = chunks * shares
+        mine = slot if slots <= owners else slot * owners // slots
+        for n in range(owners if slot == 0 or parts > 1 else 0):
+            owner = (mine + n) % owners
+            begin, end = parts * owner // owners, parts * (owner + 1) // owners
+            while atomic_get(done, 0) < turn * parts:
+                part = _take(done + 8 * WORD * (1 + owner), turn, end - begin)
+                if part < 0:
+                    break
+                chunk, share = (begin + part) // shares, (begin + part) % shares
+                for image in range(images * chunk // chunks, images * (chunk + 1) // chunks):
+                    for r in range(rows):
+                        _call(first + 8 * ROW * r, image, slot, chunk, share, shares)
+                atomic_add(done, 0, 1)
+        looks = 0
+        while atomic_get(done, 0) < turn * parts and (slot == 0 or p < phases - 1):
+            looks = _wait(looks)
+
+
+@inline
+def _turn(table):
+    """The next turn's number."""
+    turn = peek(table, TURN) + 1
+    poke(table, TURN, turn)
+    return turn
 
 
 def alone(table):
-    _reset(table)
-    _play(table, 0)
+    _play(table, _turn(table), 0, 1)
     return 0
 
 
 @inline
-def _lead(board, table):
-    _play(table, 0)
+def _lead(board, slots):
+    _play(peek(board, JOB), peek(board, JOB_TURN), 0, slots)
     atomic_swap(board, OPEN, 0)
-    while atomic_get(board, INSIDE) > 0:
-        give_way()
+    for slot in range(1, slots):
+        looks = 0
+        while atomic_get(board, INSIDE + WORKER * (slot - 1)) > 0:
+            looks = _wait(looks)
 
 
 def offer(board, table, slots):
     """Puts a program on the board, and plays along until it is over if no worker sleeps. How many do: they must be woken for it, and
     then who offered it must `lead`."""
-    _reset(table)
     poke(board, JOB, table)
-    atomic_swap(board, OPEN, slots)
+    poke(board, JOB_TURN, _turn(table))
+    atomic_put(board, OPEN, slots)
     atomic_add(board, GENERATION, 1)
     asleep = 0
     for slot in range(1, slots):
-        asleep += atomic_get(board, ASLEEP + 8 * slot)
+        asleep += atomic_get(board, ASLEEP + WORKER * (slot - 1))
     if asleep == 0:
-        _lead(board, table)
+        _lead(board, slots)
     return asleep
 
 
-def lead(board, table):
+def lead(board, slots):
     """Plays along until the program is over, and every worker has left it."""
-    _lead(board, table)
+    _lead(board, slots)
     return 0
 
 
@@ -211,8 +263,7 @@ def aim(table, patch, a, b, c, d, e, scratch):
 def aim_alone(table, patch, a, b, c, d, e, scratch):
     """The same, and plays the table on this thread."""
     _aim(table, patch, a, b, c, d, e, scratch)
-    _reset(table)
-    _play(table, 0)
+    _play(table, _turn(table), 0, 1)
     return 0
 
 
@@ -221,15 +272,16 @@ def aim_alone(table, patch, a, b, c, d, e, scratch):
 
 def rouse(board, slot):
     """Whether the worker sleeps, or is about to: then the one who asks must release its lock."""
-    return atomic_swap(board, ASLEEP + 8 * slot, 0)
+    return atomic_swap(board, ASLEEP + WORKER * (slot - 1), 0)
 
 
 @inline
 def _drowsy(board, slot, seen):
     """A worker has waited long enough: whether it must now sleep on its lock. A program may have come that moment: then
     either it takes its own name off again, or the caller already has, and will release the lock."""
-    atomic_swap(board, ASLEEP + 8 * slot, 1)
-    return atomic_get(board, GENERATION) == seen or atomic_swap(board, ASLEEP + 8 * slot, 0) == 0
+    asleep = ASLEEP + WORKER * (slot - 1)
+    atomic_swap(board, asleep, 1)
+    return atomic_get(board, GENERATION) == seen or atomic_swap(board, asleep, 0) == 0
 
 
 def serve(board, slot, seen, patience):
@@ -249,7 +301,9 @@ def serve(board, slot, seen, patience):
             continue
         seen, looks = generation, 0
         # First inside, then look whether it is open: the caller closes first, then looks who is inside.
-        atomic_add(board, INSIDE, 1)
-        if atomic_get(board, OPEN) > slot:
-            _play(peek(board, JOB), slot)
-        atomic_add(board, INSIDE, -1)
+        inside = INSIDE + WORKER * (slot - 1)
+        atomic_swap(board, inside, 1)
+        slots = atomic_get(board, OPEN)
+        if slots > slot:
+            _play(peek(board, JOB), peek(board, JOB_TURN), slot, slots)
+        atomic_put(board, inside, 0)

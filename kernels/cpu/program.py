@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from tinynet.kernels.cpu import objects, threads
-from tinynet.kernels.cpu.rows import FIRST, HEAD, MOST_ARRAYS, ROW, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
+from tinynet.kernels.cpu.rows import HEAD, HEADS, MOST_ARRAYS, PHASES, ROW, SHARED, WORD, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
 from tinynet.kernels.cpu.target import LINE, lines  # noqa: F401  (lines: as above)
 
 
@@ -83,22 +83,40 @@ def play(table: int, slots: int) -> None:
             pool.grow(slots - 1, players.serve)
         if players.offer(pool.address, table, slots):
             pool.wake(slots - 1, players.rouse)
-            players.lead(pool.address, table)
+            players.lead(pool.address, slots)
     finally:
         pool.mutex.release()
 
 
-def table_of(phases: list[tuple[list[list[int]], int, int, int]]) -> np.ndarray:
-    """The table of phases: (rows, images, chunks, shares) each."""
-    rows = [r for phase, *_ in phases for r in phase]
-    table = np.zeros(1 + HEAD * len(phases) + ROW * len(rows), np.int64)
-    table[0] = len(phases)
-    first = 1 + HEAD * len(phases)
-    table[first:] = [number for r in rows for number in r]
-    for p, (phase, images, chunks, shares) in enumerate(phases):
-        table[1 + p * HEAD : 1 + p * HEAD + 5] = address_of(table) + 8 * first, len(phase), images, chunks, shares
-        first += ROW * len(phase)
+def table_of(phases: list[tuple[list[list[int]], int, int, int]], slots: int | None = None) -> np.ndarray:
+    """The table of phases: (rows, images, chunks, shares) each. slots: how many threads have parts of their own; all, if left out."""
+    first = HEADS + HEAD * len(phases)
+    marks = first + ROW * sum(len(rows) for rows, *_ in phases)
+    heads, numbers, shared = [], [], 0
+    for p, (rows, images, chunks, shares) in enumerate(phases):
+        owners = min(chunks * shares, slots or threads.count())
+        heads += [first, len(rows), images, chunks, shares, owners, marks, 0]
+        numbers += [number for r in rows for number in r]
+        first, marks = first + ROW * len(rows), marks + WORD * (1 + owners)
+        shared = p + 1 if chunks * shares > 1 else shared
+    table = _lined(marks)
+    table[PHASES], table[SHARED] = len(phases), shared
+    table[HEADS : HEADS + len(heads) + len(numbers)] = heads + numbers
     return table
+
+
+def copy_of(table: np.ndarray) -> np.ndarray:
+    """A table of its own for another call, which begins with a cache line as every table does."""
+    copy = _lined(table.size)
+    copy[:] = table
+    return copy
+
+
+def _lined(count: int) -> np.ndarray:
+    """So many numbers, 0, from the start of a cache line on."""
+    memory = np.zeros(count + WORD, np.int64)
+    start = -address_of(memory) % LINE // memory.itemsize
+    return memory[start : start + count]
 
 
 def run(rows: list[list[int]], images: int, chunks: int, shares: int = 1) -> None:
@@ -130,8 +148,8 @@ class Prepared:
     def __init__(self, phases: list, elements: int, dtype, work: float):
         self.bytes = elements * np.dtype(dtype).itemsize
         self.slots = min(threads.count(), max(chunks * shares for _, _, chunks, shares in phases)) if work >= WORTH_THREADS else 1
-        self.template, self.phases = table_of(phases), len(phases)
-        first = 1 + HEAD * len(phases)
+        self.template = table_of(phases)
+        first = HEADS + HEAD * len(phases)
         places = np.arange(first, self.template.size)
         numbers = self.template[first:]
         there = (numbers > _PAST) & ((places - first) % ROW != 0)  # a row begins with its kernel's address, which is real
@@ -153,10 +171,7 @@ class Prepared:
         self.free.append((table, address))
 
     def _copy(self) -> tuple[np.ndarray, int]:
-        table = self.template.copy()
-        moved = address_of(table) - address_of(self.template)
-        for p in range(self.phases):
-            table[1 + p * HEAD + FIRST] += moved
+        table = copy_of(self.template)
         return table, address_of(table)
 
 

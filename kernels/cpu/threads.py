@@ -25,7 +25,8 @@ from functools import cache
 import numpy as np
 
 from tinynet.kernels.cpu.objects import numba_setting
-from tinynet.kernels.cpu.rows import ASLEEP
+from tinynet.kernels.cpu.rows import WORD, WORKER
+from tinynet.kernels.cpu.target import LINE
 
 PATIENCE = 15_000  # looks at the board before a worker sleeps: longer, and it stands in the way of other libraries' threads
 
@@ -36,8 +37,8 @@ class _Pool:
     """The workers of this process."""
 
     def __init__(self):
-        self.board = np.zeros(ASLEEP + 8 * _MOST, np.int64)
-        self.address = self.board.__array_interface__["data"][0]
+        self.board = np.zeros(WORKER * (1 + _MOST) + WORD, np.int64)
+        self.address = -(-self.board.__array_interface__["data"][0] // LINE) * LINE
         self.mutex = threading.Lock()  # who holds it has the workers
         self.beds: list[threading.Lock] = []  # a worker sleeps until its lock is released
 
