@@ -92,6 +92,13 @@ class Convolutions(Planner):
         size = self.graph.bytes(unit.weight)
         return ceil(size / HEAVY) if size > HEAVY and rows * columns <= SMALL_RESULT and unit.window["groups"] == 1 else 0
 
+    def lanes_apart(self, unit: Unit, shares: int, lanes: int, pixels: int) -> bool:
+        """Whether threads that share one image each compute some of its lanes, not of its rows. By rows they all read all weights, by
+        lanes all `pixels`; and what one thread has written and another has read is slow to write anew (players.py), as weights are
+        in every step of a training."""
+        kh, kw = self.graph.shapes[unit.weight][2:]
+        return self.training and shares > 1 and unit.window["groups"] == 1 and lanes >= shares * tiles.widths(self.T)[0] and kh * kw * lanes > pixels
+
     def many_small(self, unit: Unit, most: int) -> bool:
         """Whether there are many images, of at most so many pixels before and after a convolution, which it may take together."""
         return unit.kind == "conv2d" and self.images >= MANY_IMAGES and max(prod(self.shape(unit.x)[1:]), prod(self.taps(unit)[4])) <= most
@@ -143,22 +150,24 @@ class Convolutions(Planner):
         sums = self.sums_of_windows() if batch and unit.pool else None
         taps_b, terms = (kw, c) if batch else one_run(kw, c, dilation[1] * x.x, x.channel)
         shares, listed = 1 if blocks else self.shares(flops), tiles.listed(kh * taps_b, terms)
+        apart = self.lanes_apart(unit, shares, lanes, x.rows * x.columns)
+        cuts = (1, shares) if apart else (shares, 1)  # of rows, of lanes
         segments = 1 if listed else kh * kw
         if depthwise:
             tile = tiles.best_depthwise(rows, columns, lanes, self.T)
         elif batch:
             tile = self.tile_of_images(lanes, c, kh * kw)
         elif unit.pool:
-            tile = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, segments, self.T, True)
+            tile = tiles.best(2, 2 * y.columns, lanes // cuts[1], c * kh * kw, segments, self.T, True)
         else:
-            tile = tiles.best(max(rows // shares, 1), columns, lanes, c * kh * kw, segments, self.T, axis=vertical)
+            tile = tiles.best(max(rows // cuts[0], 1), columns, lanes // cuts[1], c * kh * kw, segments, self.T, axis=vertical)
         panel = lanes if depthwise else prod(tile[-2:])
         w, through = self.packed(unit, True, panel)
 
         def build():
             numbers = dict(
                 taps_a=kh, taps_b=taps_b, terms=terms, ta=dilation[0] * x.y, tb=dilation[1] * x.x, tc=x.channel, iy=stride[0] * x.y, ix=stride[1] * x.x,
-                lanes=lanes, by_lanes=blocks, x=x.at(-top, -left), x_first=stride[0] * x.y, w=At(w, alone=True), y=y.at(), y_first=y.y, oy=y.y, ox=y.x, relu=unit.relu,
+                lanes=lanes, by_lanes=blocks or apart, x=x.at(-top, -left), x_first=stride[0] * x.y, w=At(w, alone=True), y=y.at(), y_first=y.y, oy=y.y, ox=y.x, relu=unit.relu,
             )  # fmt: skip
             if bias is not None:
                 numbers.update(bias=At(bias, alone=True))
@@ -317,6 +326,8 @@ class Convolutions(Planner):
         batch = self.over_the_batch(unit)
         flops, blocks = self.operations(unit), 0 if batch else self.blocks(unit)
         shares = 1 if blocks else self.shares(flops)
+        apart = self.lanes_apart(unit, shares, lanes, dz.rows * dz.columns)
+        cuts = (1, shares) if apart else (shares, 1)  # of rows, of lanes
 
         def run(horizontal) -> tuple[int, int]:
             _, _, _, sv, mv, _, aside = horizontal
@@ -328,7 +339,7 @@ class Convolutions(Planner):
                 return self.tile_of_images(lanes, terms, mu * mv, panel)
             taps, length = run(horizontal)
             segments = 1 if tiles.listed((mu if mv else 0) * taps, length) else max(mu * mv, 1)
-            return tiles.best(max(many // shares, 1), wide, lanes, terms * mu * mv, segments, self.T, axis=axis_back(vertical, dz.rows), panel=panel)
+            return tiles.best(max(many // cuts[0], 1), wide, lanes // cuts[1], terms * mu * mv, segments, self.T, axis=axis_back(vertical, dz.rows), panel=panel)
 
         # All phases read the same panels: they are those that the phase with most taps wants.
         panel = lanes if depthwise else prod(tile_of(most_taps(down), most_taps(across))[2:])
@@ -350,7 +361,7 @@ class Convolutions(Planner):
                     taps_a, (taps_b, length) = mu if mv else 0, run(horizontal)
                     numbers = dict(
                         outputs=many, limit=many, columns=wide, taps_a=taps_a, taps_b=taps_b, terms=length, ta=back * dz.y, tb=aside * dz.x, tc=1,
-                        wa=way * su * kw * tap, wb=way * sv * tap, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, by_lanes=blocks, x_group=terms, **through,
+                        wa=way * su * kw * tap, wb=way * sv * tap, iy=dz.y, ix=dz.x, groups=groups, lanes=lanes, by_lanes=blocks or apart, x_group=terms, **through,
                         x=At(dz, 0, axis.first, shift - (mv - 1) * aside), x_first=dz.y, w=At(weights, (top_tap * kw + left_tap) * tap, alone=True),
                         y=At(dx, 0, phase, side), y_first=stride[0] * dx.y, oy=stride[0] * dx.y, ox=stride[1] * dx.x,
                     )  # fmt: skip

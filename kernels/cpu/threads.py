@@ -4,10 +4,11 @@ numba's parallel loops take 2 us to start (100 and more where OpenMP is missing)
 uses them after a fork. A network at one image runs in 20. So here is what is left of a thread pool when
 programs (program.py) are all it runs:
 
-* The work of a phase is cut into parts. Threads *take* parts, one after the other, by adding 1 to a counter;
-  what is taken twice, or never, can't be.
-* Nobody waits for a thread, only for parts that were taken: a phase is over when all its parts are done. So a
-  thread that wakes late, or never, costs speed and nothing else.
+* The work of a phase is cut into parts. Each thread *takes* its own first, the same in every call: what they read and
+  overwrite then lies in its core's cache. Who has none left takes others'. Taking adds 1 to the owner's counter, if it
+  still is what it was before: so none is taken twice, and none is left.
+* Nobody waits for a worker, only for parts that were taken: a phase is over when all its parts are done. So a
+  worker that wakes late, or never, costs speed and nothing else.
 * Between programs a worker spins for a moment, for the next one comes soon; then it sleeps on a lock.
 
 If two Python threads run programs at once, the first has the workers and the other plays alone.
