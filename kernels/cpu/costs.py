@@ -79,6 +79,8 @@ class Part:
             return EACH[kind] * numbers["count"] * self.calls
         if kind is layers.row_sums:
             return numbers["count"] * (numbers["images"] - 1)
+        if kind is layers.fold:
+            return sum(row["count"] * (row["together"] - 1) for _, _, row in self.rows) * self.calls
         if kind is tiles.gather:
             return numbers["units"] * numbers["high"] * numbers["wide"] * numbers["vectors"] * (numbers["chunks"] - 1)
         return None
@@ -113,7 +115,7 @@ class Part:
             return _Array(memory.channels * memory.rows * memory.columns * self.network.item, 0, 1, memory.image == 0)
         if an_image:
             return _Array(an_image, 0, 1, False)
-        sums = memory.size() * self.network.item * (memory.copies if self.step.once else 1)
+        sums = memory.size() * self.network.item * (memory.copies if self.step.once else memory.copies // self.calls if self.step.groups else 1)
         return _Array(0, sums or size, 1 if self.step.once else memory.copies, False)
 
 

@@ -35,6 +35,7 @@ SCATTER = fields("dy argmax dx outputs inputs lanes")
 
 COMBINE = fields("rows columns lanes a a_slot a_image a_y a_x b b_slot b_image b_y b_x y y_slot y_image y_y y_x relu mask mask_slot mask_image mask_y mask_x")
 FEATURES = fields("count images dy dy_row y")
+FOLD = fields("count together sums sums_chunk")
 ELEMENTS = fields("count dy x dx")
 
 # --- rows: probabilities and losses ----------------------------------------------------------------------------------------
@@ -52,10 +53,10 @@ STAMP = fields("stamps stamps_slot step")
 # --- the kernels, in layers_kernels.py, loss_kernels.py and clock_kernels.py --------------------------------------------------
 
 (
-    bring, turn, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, row_sums,
+    bring, turn, pack, depthwise, depthwise_dw, pool, pool_back, spread, channel_sums, plane_sums, combine, relu_back, row_sums, fold,
 ) = kernels_in(
     "layers_kernels",
-    "bring turn pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back row_sums",
+    "bring turn pack depthwise depthwise_dw pool pool_back spread channel_sums plane_sums combine relu_back row_sums fold",
 )  # fmt: skip
 (
     softmax, softmax_back, log_softmax, log_softmax_back, log, log_back, nll_loss, cross_entropy, total, sgd, momentum, adam,

@@ -293,7 +293,8 @@ class Convolutions(Planner):
             return [(self.kernel(layers.depthwise_dw if depthwise else tiles.conv_dw, *t.constants), tiles.DW, numbers)]
 
         def gather():
-            numbers = dict(x=At(sums, alone=True), chunks=1 if batch else self.chunks, x_chunk=sums.step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
+            chunks, step = self.left(sums)
+            numbers = dict(x=At(sums, alone=True), chunks=chunks, x_chunk=step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
             return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 
         self._convolve("gradient of the weights", build, [x.memory, dz], self.operations(unit), batch)

@@ -171,7 +171,8 @@ class Winograd(Planner):
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def gather():
-            numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=self.chunks, sums_chunk=sums.step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
+            chunks, step = self.left(sums)
+            numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=chunks, sums_chunk=step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 
         self.step("sums of chunks, transformed back", gather, [], 16 * sums.count, once=True, into=self.finish, with_before=True)
