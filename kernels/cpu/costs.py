@@ -99,7 +99,8 @@ class Part:
         for kind, (_, _, numbers) in zip(self.kinds, self.rows):
             for name, value in numbers.items():
                 at, *steps = value if isinstance(value, tuple) else (value,)
-                if not isinstance(at, At) or name in APART or name == "first" and kind is layers.sgd or name == "second" and kind is not layers.adam:
+                unchanged = "seen" in numbers and name in ("u", "y")  # weights were compared, and nothing was made of them again
+                if not isinstance(at, At) or name in APART or unchanged or name == "first" and kind is layers.sgd or name == "second" and kind is not layers.adam:
                     continue
                 array = found.setdefault(at.memory.key if isinstance(at.memory, Outside) else id(at.memory), self._array(at.memory, steps[-1] if steps else 0))
                 array.updated |= kind in UPDATES and name in UPDATED or kind is tiles.gemm_packed and name == "c" and "hyper" in numbers
@@ -115,7 +116,8 @@ class Part:
             return _Array(memory.channels * memory.rows * memory.columns * self.network.item, 0, 1, memory.image == 0)
         if an_image:
             return _Array(an_image, 0, 1, False)
-        sums = memory.size() * self.network.item * (memory.copies if self.step.once else memory.copies // self.calls if self.step.groups else 1)
+        copies, _ = self.network.sums_left(memory) if memory in self.network.sums else (memory.copies, 0)
+        sums = memory.size() * self.network.item * (copies if self.step.once else memory.copies // self.calls if self.step.bundles else 1)
         return _Array(0, sums or size, 1 if self.step.once else memory.copies, False)
 
 

@@ -417,7 +417,7 @@ def row_sums(T):
 
 
 def fold(T):
-    """Adds up groups of `together` chunks' sums, of `count` numbers each, into the first of each group. An "image" is a group.
+    """Adds up bundles of `together` chunks' sums, of `count` numbers each, into the first of each bundle, of which "image" is one.
 
     Threads sum up their own chunks here, so that they read few sums of each other's when these are added, and overwrite in the next step what
     only they have read: a line that two cores have read takes ten times as long to write (players.py)."""

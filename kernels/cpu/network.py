@@ -5,9 +5,9 @@ network_convolution.py, network_winograd.py, network_im2col.py and network_layer
 phases they run in); memory.py (where everything lies); program.py and threads.py (who plays it).
 
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
-never leaves the cache; the weights' gradients are summed a chunk of images at a time, then in groups of chunks, then all. Only layers whose weights
+never leaves the cache; the weights' gradients are summed a chunk of images at a time, then a bundle of chunks, then all. Only layers whose weights
 are larger than the cache run as a phase of their own, over all images, and where there are such, convolutions of
-small images with much padding do too. With fewer images than threads, each kernel is a phase that threads share, if that
+small images with much padding do too. With fewer images than threads, each kernel is a phase that threads share, by rows or by lanes, if that
 turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
@@ -147,8 +147,8 @@ class Network(Convolutions, Winograd, Im2col, Layers):
             if step.once:
                 schedule = (1, 1, step.shares)
                 joins = step.with_before and id(step) not in breaks
-            elif step.groups:
-                schedule, joins = (step.groups, step.groups, step.shares), False
+            elif step.bundles:
+                schedule, joins = (step.bundles, step.bundles, step.shares), False
             else:
                 schedule = (self.images, self.chunks, step.shares or self.shares(step.flops))
                 joins = schedule[2] == 1  # shares of one kernel must all be done before the next reads what they wrote
@@ -201,7 +201,7 @@ class Network(Convolutions, Winograd, Im2col, Layers):
         lines = [f"{self.images} images, {self.size / 2**20:.1f} MiB on {self.slots} threads"]
         for program, name in zip(self.phases, ("forward", "backward") if self.seeds else ("program",)):
             for n, (steps, images, chunks, shares) in enumerate(program):
-                how = f"for {images} groups" if steps[0].groups else f"image by image, in {chunks} chunks" if images > 1 or not steps[0].once else "once"
+                how = f"for {images} bundles of chunks" if steps[0].bundles else f"image by image, in {chunks} chunks" if images > 1 or not steps[0].once else "once"
                 lines.append(f"{name}, phase {n}: {how}" + (f", {shares} threads a kernel" if shares > 1 and not steps[0].once else ""))
                 words = [step.what for step in steps]
                 lines += [f"    {word}" + (f" (x {words.count(word)})" if words.count(word) > 1 else "") for word in dict.fromkeys(words)]

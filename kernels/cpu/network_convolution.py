@@ -293,7 +293,7 @@ class Convolutions(Planner):
             return [(self.kernel(layers.depthwise_dw if depthwise else tiles.conv_dw, *t.constants), tiles.DW, numbers)]
 
         def gather():
-            chunks, step = self.left(sums)
+            chunks, step = self.sums_left(sums)
             numbers = dict(x=At(sums, alone=True), chunks=chunks, x_chunk=step // self.item, count=k if depthwise else k // groups, y=At(gradient, alone=True), **tile().gathered)
             return [(self.kernel(tiles.gather, tile().width), tiles.GATHER, numbers)]
 

@@ -14,7 +14,7 @@ from tinynet.kernels.cpu.memory import At, Buffer, Memory, Outside
 from tinynet.kernels.cpu.program import compiled
 from tinynet.kernels.graph import Graph
 
-GROUPS = 4  # of chunks whose sums are added up first
+BUNDLES = 4  # of chunks, whose sums are added up first
 WORTH_SHARING = 20_000  # operations of a kernel on one image that are worth a thread's waking
 
 
@@ -48,7 +48,7 @@ class View:
 class Step:
     """One kernel's rows. build: called when memory is laid out; touches: buffers it reads or writes.
 
-    once: it runs once for all images; groups: or so often; with_before: in the same phase as the step before it. shares: into which an image is cut, and
+    once: it runs once for all images; bundles: or so often; with_before: in the same phase as the step before it. shares: into which an image is cut, and
     each taken from image to image, in a phase of its own; 0: as many as its operations are worth.
     """
 
@@ -59,7 +59,7 @@ class Step:
     once: bool = False
     with_before: bool = False
     shares: int = 0
-    groups: int = 0
+    bundles: int = 0
 
 
 class Planner:
@@ -300,31 +300,31 @@ class Planner:
         images, chunks = (self.images, self.chunks) if m.copies == self.chunks else (1, 1)
         return chunk_sums(At(m, alone=True), m.step, images, chunks)
 
-    def left(self, sums: Memory) -> tuple[int, int]:
-        """(how many sums over chunks of images are to be added, bytes from one to the next), when groups of them have been (`fold`)."""
+    def sums_left(self, sums: Memory) -> tuple[int, int]:
+        """(how many sums over chunks of images are to be added, bytes from one to the next), when those of a bundle have been (`fold`)."""
         if sums.copies != self.chunks or not self.folds:
             return sums.copies, sums.step
-        return GROUPS, sums.copies // GROUPS * sums.step
+        return BUNDLES, sums.copies // BUNDLES * sums.step
 
     @property
     def folds(self) -> bool:
-        return self.chunks > GROUPS and self.chunks % GROUPS == 0
+        return self.chunks > BUNDLES and self.chunks % BUNDLES == 0
 
     def fold(self, memories: list[Memory]) -> None:
-        """The step that adds up groups of chunks' sums, before all that read them."""
+        """The step that adds up the sums of each bundle of chunks, before all that read them."""
 
         def build():
-            together = self.chunks // GROUPS
+            together = self.chunks // BUNDLES
             return [(self.kernel(layers.fold), layers.FOLD, dict(count=m.size(), together=together, sums=At(m, alone=True), sums_chunk=m.step)) for m in memories]
 
         work = sum(m.size() for m in memories) * self.chunks
-        self.finish.insert(0, Step("sums of chunks, in groups", build, [], work, shares=max(1, min(self.slots, int(work / WORTH_SHARING))), groups=GROUPS))
+        self.finish.insert(0, Step("sums of chunks, in bundles", build, [], work, shares=max(1, min(self.slots, int(work / WORTH_SHARING))), bundles=BUNDLES))
 
     def _sum_rows(self, value: int, sums: Memory, count: int) -> None:
         gradient = self.weight_gradient(value)
 
         def build():
-            chunks, step = self.left(sums)
+            chunks, step = self.sums_left(sums)
             return [(self.kernel(layers.row_sums), layers.FEATURES, dict(count=count, images=chunks, dy=At(sums, alone=True), dy_row=step // self.item, y=At(gradient, alone=True)))]
 
         self.step("sums of chunks", build, [], 16 * count, once=True, into=self.finish, with_before=True)

@@ -171,7 +171,7 @@ class Winograd(Planner):
         taps = self.memory(Memory(9 * W * c, "taps", self.slots))
 
         def gather():
-            chunks, step = self.left(sums)
+            chunks, step = self.sums_left(sums)
             numbers = dict(terms=c, count=k, lanes=lanes, sums=At(sums, alone=True), chunks=chunks, sums_chunk=step, sums_pitch=pitch, w=At(gradient, alone=True), taps=At(taps, alone=True), taps_slot=taps.step)
             return [(self.kernel(tiles_winograd.weights_out, m, W), tiles_winograd.WEIGHTS_OUT, numbers)]
 

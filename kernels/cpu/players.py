@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.rows import ASLEEP, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORD, WORKER
+from tinynet.kernels.cpu.rows import A_LINE, ASLEEP, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORKER
 
 # --- atomic steps on memory ---------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ def _play(table, turn, slot, slots):
             owner = (mine + n) % owners
             begin, end = parts * owner // owners, parts * (owner + 1) // owners
             while atomic_get(done, 0) < turn * parts:
-                part = _take(done + 8 * WORD * (1 + owner), turn, end - begin)
+                part = _take(done + 8 * A_LINE * (1 + owner), turn, end - begin)
                 if part < 0:
                     break
                 chunk, share = (begin + part) // shares, (begin + part) % shares

@@ -25,7 +25,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from tinynet.kernels.cpu import objects, threads
-from tinynet.kernels.cpu.rows import HEAD, HEADS, MOST_ARRAYS, PHASES, ROW, SHARED, WORD, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
+from tinynet.kernels.cpu.rows import A_LINE, HEAD, HEADS, MOST_ARRAYS, PHASES, ROW, SHARED, Factory, named, row  # noqa: F401  (named: beside row, for those who make rows)
 from tinynet.kernels.cpu.target import LINE, lines  # noqa: F401  (lines: as above)
 
 
@@ -97,7 +97,7 @@ def table_of(phases: list[tuple[list[list[int]], int, int, int]], slots: int | N
         owners = min(chunks * shares, slots or threads.count())
         heads += [first, len(rows), images, chunks, shares, owners, marks, 0]
         numbers += [number for r in rows for number in r]
-        first, marks = first + ROW * len(rows), marks + WORD * (1 + owners)
+        first, marks = first + ROW * len(rows), marks + A_LINE * (1 + owners)
         shared = p + 1 if chunks * shares > 1 else shared
     table = _lined(marks)
     table[PHASES], table[SHARED] = len(phases), shared
@@ -114,7 +114,7 @@ def copy_of(table: np.ndarray) -> np.ndarray:
 
 def _lined(count: int) -> np.ndarray:
     """So many numbers, 0, from the start of a cache line on."""
-    memory = np.zeros(count + WORD, np.int64)
+    memory = np.zeros(count + A_LINE, np.int64)
     start = -address_of(memory) % LINE // memory.itemsize
     return memory[start : start + count]
 

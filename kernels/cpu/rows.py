@@ -16,10 +16,10 @@ MOST_ARRAYS = 5  # of an eager call; its scratch memory comes after them
 
 # A table in memory, which begins with a cache line: what is written while it is played is apart from what is only read, and each number
 # that another thread writes has a line of its own.
-WORD = 8  # numbers in a line
+A_LINE = 8  # numbers in a cache line
 PHASES, SHARED = 0, 1  # how many phases there are, and how many of them until the last that has more than one part
-TURN = WORD  # how often it was played
-HEADS, HEAD = 2 * WORD, WORD  # of each phase: where its rows begin, how many there are, images, chunks, shares, owners, where its marks are
+TURN = A_LINE  # how often it was played
+HEADS, HEAD = 2 * A_LINE, A_LINE  # of each phase: where its rows begin, how many there are, images, chunks, shares, owners, where its marks are
 FIRST, ROWS, IMAGES, CHUNKS, SHARES, OWNERS, MARKS = range(7)
 # Then the rows of all phases, then their marks: a line for the parts that are done, in all turns, and one for each owner's parts that are
 # taken: the turn, and in its lowest bits how many in that turn.
@@ -27,8 +27,8 @@ BITS = 20
 
 # The board on which callers offer programs to workers (threads.py).
 GENERATION, OPEN, JOB, JOB_TURN = 0, 1, 2, 3  # on one line, which a worker looks at: so it learns all at once
-WORKER = 2 * WORD  # numbers for each worker
-ASLEEP, INSIDE = WORKER, WORKER + WORD  # of the first, slot 1; each on a line of its own
+WORKER = 2 * A_LINE  # numbers for each worker
+ASLEEP, INSIDE = WORKER, WORKER + A_LINE  # of the first, slot 1; each on a line of its own
 
 
 def row(address: int, *numbers: int) -> list[int]:

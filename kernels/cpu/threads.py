@@ -26,7 +26,7 @@ from functools import cache
 import numpy as np
 
 from tinynet.kernels.cpu.objects import numba_setting
-from tinynet.kernels.cpu.rows import WORD, WORKER
+from tinynet.kernels.cpu.rows import A_LINE, WORKER
 from tinynet.kernels.cpu.target import LINE
 
 PATIENCE = 15_000  # looks at the board before a worker sleeps: longer, and it stands in the way of other libraries' threads
@@ -38,7 +38,7 @@ class _Pool:
     """The workers of this process."""
 
     def __init__(self):
-        self.board = np.zeros(WORKER * (1 + _MOST) + WORD, np.int64)
+        self.board = np.zeros(WORKER * (1 + _MOST) + A_LINE, np.int64)
         self.address = -(-self.board.__array_interface__["data"][0] // LINE) * LINE
         self.mutex = threading.Lock()  # who holds it has the workers
         self.beds: list[threading.Lock] = []  # a worker sleeps until its lock is released
