@@ -134,9 +134,11 @@ def _averages(x_shape, y_shape, kernel_size, stride, padding, padded, layout, dt
     whole = ceil((left + width) / sc)  # columns of sc pixels, from the padding on
     counts = lines(columns * lanes, dtype)
     if back:
-        wide, run = ((kc - 1) // sc + max(whole, columns)) * lanes, whole * step if step > 1 else 0  # run: a row of pixels before it is cut out
-        v = fitting(whole if step > 1 else width * lanes if step else lanes, dtype)
-        kernel = compiled(averages_back, step, kc % step if step > 1 else 0, fitting(columns * lanes, dtype), v, dtype)
+        runs = step == 0 and fitting(lanes, dtype) == 1
+        wide = ((kc - 1) // sc + max(whole, columns)) * lanes
+        run = whole * step if step > 1 else whole * lanes if runs else 0  # a row of pixels before it is cut out, or those of one place in a stride
+        v = fitting(whole if step > 1 else width * lanes if step else run if runs else lanes, dtype)
+        kernel = compiled(averages_back, step, kc % step if step > 1 else 0, int(runs), fitting(columns * lanes, dtype), v, dtype)
     else:
         wide, run = max((columns - 1) * sc + kc, left + width) * lanes, 0
         kernel = compiled(averages, step, fitting(width * lanes, dtype), fitting(columns * lanes if step else lanes, dtype), dtype)

@@ -272,10 +272,13 @@ def averages(SC, W, V, T):
     return kernel
 
 
-def averages_back(SC, REST, W, V, T):
+def averages_back(SC, REST, RUNS, W, V, T):
     """The images' gradient: each pixel's is the sum over the windows that it lies in, first over the rows of windows, then along
     a row. SC as for `averages`: columns of SC pixels begin at each window, and REST = columns of a window % SC of them lie in one
-    window more than the others. W and V lanes fit a row of windows and of pixels, or of columns of SC; where SC is 0 a pixel."""
+    window more than the others. W and V lanes fit a row of windows and of pixels, or of columns of SC; where SC is 0 a pixel.
+
+    RUNS: of too few channels for that. Then the pixels that lie as far into a stride as each other are one run of numbers, of V lanes, which
+    is taken apart afterwards."""
 
     def kernel(row, image, slot, chunk, share, shares):
         height, width, lanes, rows, columns = get(row, AVERAGES.height), get(row, AVERAGES.width), get(row, AVERAGES.lanes), get(row, AVERAGES.rows), get(row, AVERAGES.columns)
@@ -325,6 +328,19 @@ def averages_back(SC, REST, W, V, T):
                         together(sums, wide + q * SC, total)
                 if not aligned:
                     copy(sums, wide + left, dx, to, width)
+            elif RUNS:
+                for v in range(sc):
+                    for t in range(0, whole * lanes, V):
+                        t, total = min(t, whole * lanes - V), zeros(dx, 1, V)
+                        tap, place = v, ahead + t
+                        while tap < kc:
+                            total = add(total, loads(sums, place, 1, 0, 1, 0, 1, V))
+                            tap, place = tap + sc, place - lanes
+                        stores(sums, wide + t, 1, 0, 1, 0, 1, V, total)
+                    for q in range(max(0, (left - v + sc - 1) // sc), min(whole, (left + width - v + sc - 1) // sc)):
+                        at, place = to + (q * sc + v - left) * lanes, wide + q * lanes
+                        for c in range(lanes):
+                            put(dx, at + c, get(sums, place + c))
             else:
                 for q in range(left // sc, whole):
                     for v in range(max(left - q * sc, 0), min(left + width - q * sc, sc)):
