@@ -5,10 +5,10 @@ network_convolution.py, network_winograd.py, network_im2col.py and network_layer
 phases they run in); memory.py (where everything lies); program.py and threads.py (who plays it).
 
 Image by image: all layers of one image run one after the other on one thread, so that what lies between layers
-never leaves the cache; the weights' gradients are summed a chunk of images at a time, then a bundle of chunks, then all. Only layers whose weights
-are larger than the cache run as a phase of their own, over all images, and where there are such, convolutions of
-small images with much padding do too. With fewer images than threads, each kernel is a phase that threads share, by rows or by lanes, if that
-turns out to be faster (trial.py).
+never leaves the cache; the weights' gradients are summed a chunk of images at a time, then a bundle of chunks, then
+all. Only layers whose weights are larger than the cache run as a phase of their own, over all images, and where there
+are such, convolutions of small images with much padding do too. With fewer images than threads, each kernel is a phase
+that threads share, by rows or by lanes, if that turns out to be faster (trial.py).
 
 Weights stay in the parameters' own memory, so whoever changes them is seen; convolutions read a copy, in the
 order that tiles want (it is small, or serves many pixels: network_im2col.py has those for which it is not). That is made at every call;

@@ -152,7 +152,7 @@ def _take(taken, turn, parts):
 
 
 @inline
-def _play(table, turn, slot, slots):
+def _play(table, turn, slot):
     # To hear from another core takes 30 ns, where cores have no cache in common 170; and a line that two cores have read takes 8 or 30 ns to
     # write, ten times as long as one that only its writer has. So a thread begins with the parts that are its own in every call, which
     # read and overwrite what it wrote itself, and takes others' when it has none left. What has one part the caller does, and the
@@ -163,9 +163,8 @@ def _play(table, turn, slot, slots):
         first, rows, images = table + 8 * peek(head, FIRST), peek(head, ROWS), peek(head, IMAGES)
         chunks, shares, owners, done = peek(head, CHUNKS), peek(head, SHARES), peek(head, OWNERS), table + 8 * peek(head, MARKS)
         parts = chunks * shares
-        mine = slot if slots <= owners else slot * owners // slots
         for n in range(owners if slot == 0 or parts > 1 else 0):
-            owner = (mine + n) % owners
+            owner = (slot + n) % owners
             begin, end = parts * owner // owners, parts * (owner + 1) // owners
             while atomic_get(done, 0) < turn * parts:
                 part = _take(done + 8 * A_LINE * (1 + owner), turn, end - begin)
@@ -190,13 +189,13 @@ def _turn(table):
 
 
 def alone(table):
-    _play(table, _turn(table), 0, 1)
+    _play(table, _turn(table), 0)
     return 0
 
 
 @inline
 def _lead(board, slots):
-    _play(peek(board, JOB), peek(board, JOB_TURN), 0, slots)
+    _play(peek(board, JOB), peek(board, JOB_TURN), 0)
     atomic_swap(board, OPEN, 0)
     for slot in range(1, slots):
         looks = 0
@@ -263,7 +262,7 @@ def aim(table, patch, a, b, c, d, e, scratch):
 def aim_alone(table, patch, a, b, c, d, e, scratch):
     """The same, and plays the table on this thread."""
     _aim(table, patch, a, b, c, d, e, scratch)
-    _play(table, _turn(table), 0, 1)
+    _play(table, _turn(table), 0)
     return 0
 
 
@@ -303,7 +302,6 @@ def serve(board, slot, seen, patience):
         # First inside, then look whether it is open: the caller closes first, then looks who is inside.
         inside = INSIDE + WORKER * (slot - 1)
         atomic_swap(board, inside, 1)
-        slots = atomic_get(board, OPEN)
-        if slots > slot:
-            _play(peek(board, JOB), peek(board, JOB_TURN), slot, slots)
+        if atomic_get(board, OPEN) > slot:
+            _play(peek(board, JOB), peek(board, JOB_TURN), slot)
         atomic_put(board, inside, 0)
