@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.rows import A_LINE, ASLEEP, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORKER
+from tinynet.kernels.cpu.rows import A_LINE, ASLEEP, BED, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORKER
 
 # --- atomic steps on memory ---------------------------------------------------------------------------
 
@@ -126,6 +126,10 @@ def pause(typing):
 # Gives the processor to another thread: the one that we wait for may have none.
 give_way = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
 
+# Python's own locks, on every system, by their addresses; neither of these asks for the interpreter.
+lie_down = types.ExternalFunction("PyThread_acquire_lock", types.int32(types.intp, types.int32))
+wake = types.ExternalFunction("PyThread_release_lock", types.void(types.intp))
+
 # --- playing a program ----------------------------------------------------------------------------------
 
 _WAIT = 500  # looks before a waiting thread offers its processor to others
@@ -193,34 +197,23 @@ def alone(table):
     return 0
 
 
-@inline
-def _lead(board, slots):
-    _play(peek(board, JOB), peek(board, JOB_TURN), 0)
+def lead(board, table, slots):
+    """Puts a program on the board, wakes who sleeps, and plays along until the program is over and every worker has left it."""
+    turn = _turn(table)
+    poke(board, JOB, table)
+    poke(board, JOB_TURN, turn)
+    atomic_put(board, OPEN, slots)
+    atomic_add(board, GENERATION, 1)
+    for slot in range(1, slots):
+        worker = board + 8 * WORKER * slot
+        if atomic_get(worker, ASLEEP) != 0 and atomic_swap(worker, ASLEEP, 0) != 0:
+            wake(peek(worker, BED))
+    _play(table, turn, 0)
     atomic_swap(board, OPEN, 0)
     for slot in range(1, slots):
         looks = 0
-        while atomic_get(board, INSIDE + WORKER * (slot - 1)) > 0:
+        while atomic_get(board + 8 * WORKER * slot, INSIDE) > 0:
             looks = _wait(looks)
-
-
-def offer(board, table, slots):
-    """Puts a program on the board, and plays along until it is over if no worker sleeps. How many do: they must be woken for it, and
-    then who offered it must `lead`."""
-    poke(board, JOB, table)
-    poke(board, JOB_TURN, _turn(table))
-    atomic_put(board, OPEN, slots)
-    atomic_add(board, GENERATION, 1)
-    asleep = 0
-    for slot in range(1, slots):
-        asleep += atomic_get(board, ASLEEP + WORKER * (slot - 1))
-    if asleep == 0:
-        _lead(board, slots)
-    return asleep
-
-
-def lead(board, slots):
-    """Plays along until the program is over, and every worker has left it."""
-    _lead(board, slots)
     return 0
 
 
@@ -269,23 +262,19 @@ def aim_alone(table, patch, a, b, c, d, e, scratch):
 # --- workers ----------------------------------------------------------------------------------------------
 
 
-def rouse(board, slot):
-    """Whether the worker sleeps, or is about to: then the one who asks must release its lock."""
-    return atomic_swap(board, ASLEEP + WORKER * (slot - 1), 0)
-
-
 @inline
-def _drowsy(board, slot, seen):
+def _drowsy(board, worker, seen):
     """A worker has waited long enough: whether it must now sleep on its lock. A program may have come that moment: then
     either it takes its own name off again, or the caller already has, and will release the lock."""
-    asleep = ASLEEP + WORKER * (slot - 1)
-    atomic_swap(board, asleep, 1)
-    return atomic_get(board, GENERATION) == seen or atomic_swap(board, asleep, 0) == 0
+    atomic_swap(worker, ASLEEP, 1)
+    return atomic_get(board, GENERATION) == seen or atomic_swap(worker, ASLEEP, 0) == 0
 
 
-def serve(board, slot, seen, patience):
-    """What a worker does until it has waited for too long; the last program that it saw."""
-    looks = 0
+def serve(board, slot, patience):
+    """What a worker does, until the process ends. It never goes back to Python: there it would wait for the interpreter, which who plays one
+    short program after the other gives away for too short a time each to be caught: it came up to a millisecond late."""
+    worker, seen, looks = board + 8 * WORKER * slot, 0, 0
+    atomic_swap(worker, ASLEEP, 0)
     while True:
         generation = atomic_get(board, GENERATION)
         if generation == seen:
@@ -294,14 +283,13 @@ def serve(board, slot, seen, patience):
             if looks % 64 == 0:
                 give_way()  # other libraries' threads may want this processor
             if looks > patience:
-                if _drowsy(board, slot, seen):
-                    return seen
+                if _drowsy(board, worker, seen) and lie_down(peek(worker, BED), 1) == 0:
+                    return 0  # no lock: the others do without this one
                 looks = 0
             continue
         seen, looks = generation, 0
         # First inside, then look whether it is open: the caller closes first, then looks who is inside.
-        inside = INSIDE + WORKER * (slot - 1)
-        atomic_swap(board, inside, 1)
+        atomic_swap(worker, INSIDE, 1)
         if atomic_get(board, OPEN) > slot:
             _play(peek(board, JOB), peek(board, JOB_TURN), slot)
-        atomic_put(board, inside, 0)
+        atomic_put(worker, INSIDE, 0)

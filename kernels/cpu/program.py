@@ -58,7 +58,7 @@ def compiled(factory, *constants) -> int:
 @cache
 def _players() -> SimpleNamespace:
     """The functions of players.py by name."""
-    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, offer=3, lead=2, rouse=2, serve=4, aim=8, aim_alone=8, point=2, memory_of=1).items()})
+    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, lead=3, serve=3, aim=8, aim_alone=8, point=2, memory_of=1).items()})
 
 
 def _player(name: str, count: int):
@@ -79,11 +79,9 @@ def play(table: int, slots: int) -> None:
         players.alone(table)  # other Python threads have the workers
         return
     try:
-        if len(pool.beds) < slots - 1:
+        if pool.workers < slots - 1:
             pool.grow(slots - 1, players.serve)
-        if players.offer(pool.address, table, slots):
-            pool.wake(slots - 1, players.rouse)
-            players.lead(pool.address, slots)
+        players.lead(pool.address, table, slots)
     finally:
         pool.mutex.release()
 

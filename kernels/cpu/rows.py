@@ -27,8 +27,8 @@ BITS = 20
 
 # The board on which callers offer programs to workers (threads.py).
 GENERATION, OPEN, JOB, JOB_TURN = 0, 1, 2, 3  # on one line, which a worker looks at: so it learns all at once
-WORKER = 2 * A_LINE  # numbers for each worker
-ASLEEP, INSIDE = WORKER, WORKER + A_LINE  # of the first, slot 1; each on a line of its own
+WORKER = 2 * A_LINE  # numbers for each worker, that of slot 1 after so many of the board's own
+ASLEEP, BED, INSIDE = 0, 1, A_LINE  # of one; the last is written in every program, and has a line of its own
 
 
 def row(address: int, *numbers: int) -> list[int]:

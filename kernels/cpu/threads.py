@@ -9,7 +9,8 @@ programs (program.py) are all it runs:
   still is what it was before: so none is taken twice, and none is left.
 * Nobody waits for a worker, only for parts that were taken: a phase is over when all its parts are done. So a
   worker that wakes late, or never, costs speed and nothing else.
-* Between programs a worker spins for a moment, for the next one comes soon; then it sleeps on a lock.
+* Between programs a worker spins for a moment, for the next one comes soon; then it sleeps on a lock. It never needs the
+  interpreter again, which has one lock for all threads.
 
 If two Python threads run programs at once, the first has the workers and the other plays alone.
 
@@ -18,15 +19,17 @@ Next on the walk: program.py.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
+import time
 from functools import cache
 
 import numpy as np
 
 from tinynet.kernels.cpu.objects import numba_setting
-from tinynet.kernels.cpu.rows import A_LINE, WORKER
+from tinynet.kernels.cpu.rows import A_LINE, ASLEEP, BED, WORKER
 from tinynet.kernels.cpu.target import LINE
 
 PATIENCE = 15_000  # looks at the board before a worker sleeps: longer, and it stands in the way of other libraries' threads
@@ -38,29 +41,36 @@ class _Pool:
     """The workers of this process."""
 
     def __init__(self):
-        self.board = np.zeros(WORKER * (1 + _MOST) + A_LINE, np.int64)
-        self.address = -(-self.board.__array_interface__["data"][0] // LINE) * LINE
+        memory = np.zeros(WORKER * (1 + _MOST) + A_LINE, np.int64)
+        self.board = memory[-memory.__array_interface__["data"][0] % LINE // memory.itemsize :]
+        self.address = self.board.__array_interface__["data"][0]
         self.mutex = threading.Lock()  # who holds it has the workers
-        self.beds: list[threading.Lock] = []  # a worker sleeps until its lock is released
+        self.workers = 0
 
     def grow(self, workers: int, serve) -> None:
-        while len(self.beds) < workers:
-            bed = threading.Lock()
-            bed.acquire()
-            self.beds.append(bed)
-            threading.Thread(target=_work, args=(self, len(self.beds), bed, serve), daemon=True, name=f"tinynet-{len(self.beds)}").start()
-
-    def wake(self, workers: int, rouse) -> None:
-        for slot, bed in enumerate(self.beds[:workers], 1):
-            if rouse(self.address, slot):
-                bed.release()
+        """Starts threads, and waits until they have begun."""
+        while self.workers < workers:
+            self.workers += 1
+            worker = self.board[WORKER * self.workers :]
+            worker[ASLEEP], worker[BED] = 1, _bed()
+            threading.Thread(target=_work, args=(self, self.workers, serve), daemon=True, name=f"tinynet-{self.workers}").start()
+            while worker[ASLEEP]:
+                time.sleep(0)
 
 
-def _work(pool: _Pool, slot: int, bed: threading.Lock, serve) -> None:
-    seen = 0
-    while True:
-        seen = serve(pool.address, slot, seen, PATIENCE)
-        bed.acquire()
+def _work(pool: _Pool, slot: int, serve) -> None:
+    serve(pool.address, slot, PATIENCE)  # and so the board lives as long as this
+
+
+def _bed() -> int:
+    """The address of a lock that is taken: who wants it sleeps until it is released."""
+    api = ctypes.pythonapi
+    api.PyThread_allocate_lock.restype = ctypes.c_void_p
+    lock = api.PyThread_allocate_lock()
+    if lock is None:
+        raise MemoryError("threads: there is no memory for another lock")
+    api.PyThread_acquire_lock(ctypes.c_void_p(lock), 1)
+    return lock
 
 
 _pool = _Pool()

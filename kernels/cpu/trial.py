@@ -3,7 +3,7 @@
 Threads that share one image wait for each other after every kernel, and what one wrote another must fetch. That pays
 on two cores of their own and costs on two threads of one core, and a virtual machine does not say which of them its processors
 are. So a network of few images is laid out both ways, for all threads and for one; a program's calls are timed, a few in a row
-each way (a thread that had nothing to do for one call is asleep in the next), and the faster is kept: at first for a
+each way (a thread that had nothing to do for a while is asleep, and takes 50 us to wake), and the faster is kept: at first for a
 short while, for a process begins with much else to do, later for longer. Results are the same to the bit either way (network.py).
 """
 
@@ -18,7 +18,7 @@ from tinynet.kernels.cpu.memory import Arena
 from tinynet.kernels.cpu.network import Network
 
 FIRST = 1  # calls before the first trial
-RUN = 5  # calls in a row, of one way and of the other, twice
+RUN, RUNS = 5, 3  # calls in a row, of one way and of the other; and how often, of which the first time doesn't count: it wakes threads
 KEPT, MOST = 40, 1_000  # calls for which the first outcome holds; 4 times as many after each trial, up to MOST: others may come and go on this machine
 
 
@@ -61,7 +61,7 @@ class Trial:
                 self.free[self.alone()] = []
             if not self.times:
                 self.times = {network: [] for network in self.free}
-                self.turns, self.patience = [network for network in (*self.free, *self.free) for _ in range(RUN)], 2 * RUN
+                self.turns, self.patience = [network for _ in range(RUNS) for network in self.free for _ in range(RUN)], 2 * RUN
             if self.turns:
                 return self.turns.pop(0)
             self.patience -= 1  # calls are under way in other threads, or nobody asks for their backward
@@ -85,9 +85,9 @@ class Trial:
             times = self.times
             if times:
                 times[arena.network].append(arena.seconds)
-            if self.turns or not times or any(len(taken) < 2 * RUN for taken in times.values()):
+            if self.turns or not times or any(len(taken) < RUNS * RUN for taken in times.values()):
                 return
-            self.best = min(times, key=lambda network: median(times[network]))  # so the first of a row, for which a thread is woken, doesn't count
+            self.best = min(times, key=lambda network: median(times[network][RUN:]))  # so the first of a row doesn't count either
             self._settle()
 
     def _settle(self) -> None:

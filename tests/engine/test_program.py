@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
+
 import numpy as np
 import pytest
 
+from tinynet.kernels.cpu.players import atomic_get, atomic_put, pause
 from tinynet.kernels.cpu.program import address_of, compiled, copy_of, play, row, run, scratch_address, table_of
 from tinynet.kernels.cpu.simd_memory import get, pointer, put
 
@@ -81,6 +86,48 @@ def test_a_thread_takes_others_parts_only_when_it_has_none_left():
     for _ in range(300):
         play(address_of(table), 2)
         assert not ((y[2:4] == 0).any() and (y[:2] == 1).any()), f"played by {y[:4]}; the first two are the first thread's"
+
+
+def meeting(T):
+    """Whether the other share was played at the same time: there[2 + share] = 1 if it was."""
+
+    def kernel(row, image, slot, chunk, share, shares):
+        there = get(row, 0)
+        atomic_put(there, share, 1)
+        for _ in range(get(row, 1)):
+            if atomic_get(there, 1 - share) > 0:
+                atomic_put(there, 2 + share, 1)
+                break
+            pause()
+
+    return kernel
+
+
+def test_a_worker_that_sleeps_comes_while_another_thread_has_the_interpreter():
+    there = np.zeros(8, np.int64)
+    table = table_of([([row(compiled(meeting, np.float64), address_of(there), 3_000_000)], 1, 1, 2)], 2)
+    play(address_of(table), 2)
+    time.sleep(0.1)
+    before, going = sys.getswitchinterval(), threading.Event()
+
+    def python():
+        going.set()
+        while not there[2]:
+            pass
+
+    sys.setswitchinterval(1.0)  # who waits for the interpreter waits for a second
+    hog = threading.Thread(target=python)
+    try:
+        there[:] = 0
+        hog.start()
+        going.wait()
+        play(address_of(table), 2)
+        met = there[2:4].tolist()
+    finally:
+        sys.setswitchinterval(before)
+        there[2] = 1
+        hog.join()
+    assert met == [1, 1], "the caller gave up waiting, and played both"
 
 
 def test_tables_begin_with_a_cache_line():

@@ -44,7 +44,7 @@ def call(tried: Trial, programs: int = 1) -> int:
     return arena.network.slots
 
 
-TRIAL = 4 * trial.RUN  # calls
+TRIAL = 2 * trial.RUNS * trial.RUN  # calls
 
 
 @pytest.mark.parametrize("alone, together, best", [(1, 15, 1), (15, 1, 4)])
@@ -53,7 +53,7 @@ def test_the_faster_of_two_is_kept_until_the_next_trial(alone, together, best, m
     all_threads, one = Pretended(4, together), Pretended(1, alone)
     tried = Trial(all_threads, lambda: one)
     assert [call(tried) for _ in range(trial.FIRST)] == [4] * trial.FIRST
-    assert [call(tried) for _ in range(TRIAL)] == 2 * ([4] * trial.RUN + [1] * trial.RUN), "a few in a row"
+    assert [call(tried) for _ in range(TRIAL)] == trial.RUNS * ([4] * trial.RUN + [1] * trial.RUN), "a few in a row"
     assert [call(tried) for _ in range(6)] == [best] * 6
     assert tried.explain() == f"phases\ntried on 4 and on 1 threads: {best} {'was' if best == 1 else 'were'} faster"
     all_threads.milliseconds, one.milliseconds = one.milliseconds, all_threads.milliseconds
@@ -99,6 +99,22 @@ def test_that_a_thread_was_asleep_does_not_decide():
             super().play(arena, program)
 
     tried = Trial(Sleepy(4, 1), lambda: Sleepy(1, 10))
+    for _ in range(trial.FIRST + TRIAL):
+        call(tried)
+    assert tried.best.slots == 4
+
+
+def test_threads_that_are_late_for_a_whole_row_do_not_decide():
+    """They had slept for long, and the calls are so short that a row of them is over before a thread is awake."""
+    awake = []
+
+    class Late(Pretended):
+        def play(self, arena, program):
+            awake.append(self.slots)
+            self.milliseconds = 20 if len(awake) <= trial.FIRST + trial.RUN else 1
+            super().play(arena, program)
+
+    tried = Trial(Late(4, 1), lambda: Pretended(1, 10))
     for _ in range(trial.FIRST + TRIAL):
         call(tried)
     assert tried.best.slots == 4
