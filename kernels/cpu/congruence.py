@@ -1,7 +1,8 @@
 """A small constant matrix times a tile times the matrix again, unrolled into few operations: Winograd's transforms.
 
 `of_images = congruence({4: matrix})` makes an operation for a kernel: `of_images(tile, 4)` is matrix @ tile @ matrix.T, the
-tile's registers taken as a square. Most of these matrices' entries are 0, 1 and -1, and their columns come in pairs that differ
+tile's registers taken as a square. `from_left` makes half of one: matrix @ tile, of as many columns as
+are asked for. Most of these matrices' entries are 0, 1 and -1, and their columns come in pairs that differ
 only in signs, which is what makes Winograd's algorithm pay (tiles_winograd.py).
 """
 
@@ -76,5 +77,24 @@ def congruence(matrices: dict):
             return packed(builder, [y for i in range(rows) for y in _product(builder, matrix, [h[i] for h in half])])
 
         return found(tile, key), generate
+
+    return transformed
+
+
+def from_left(matrices: dict):
+    """An operation on tiles of n columns: matrix @ tile, with matrices[key]; n and key: constants of the kernel."""
+
+    @intrinsic(prefer_literal=True)
+    def transformed(typing, tile, key, n):
+        matrix, columns = matrices[constant(key, "key")], constant(n, "n")
+        if tile.count != len(matrix[0]) * columns:
+            raise TypingError(f"from_left: a matrix of {len(matrix)} x {len(matrix[0])} transforms {columns} columns of {len(matrix[0])} registers; got {tile.count}")
+
+        def generate(context, builder, signature, arguments):
+            xs = parts_of(builder, arguments[0])
+            each = [_product(builder, matrix, xs[j::columns]) for j in range(columns)]
+            return packed(builder, [y for row in zip(*each) for y in row])
+
+        return types.UniTuple(tile.dtype, len(matrix) * columns)(tile, key, n), generate
 
     return transformed

@@ -111,6 +111,27 @@ def product(typing, acc, xs, ws, terms):
     return acc(acc, xs, ws, terms), generate
 
 
+@intrinsic(prefer_literal=True)
+def each_product(typing, xs, ws, terms):
+    """The sum over k of xs[i, k] * ws[i, k], for each i: scalars, and weights that stay in registers."""
+    n = constant(terms, "terms")
+    if xs.count % n or ws.count != xs.count:
+        raise TypingError(f"simd.each_product: {xs.count} scalars and {ws.count} registers are no sums of {n} terms each")
+
+    def generate(context, builder, signature, arguments):
+        x, w = (parts_of(builder, tile) for tile in arguments[:2])
+        found = []
+        for i in range(0, len(w), n):
+            first, *rest = ((broadcast(builder, x[k], w[k].type), w[k]) for k in range(i, i + n))
+            total = builder.fmul(*first)
+            for a, b in rest:
+                total = multiply_add(builder, a, b, total)
+            found.append(total)
+        return packed(builder, found)
+
+    return types.UniTuple(ws.dtype, ws.count // n)(xs, ws, terms), generate
+
+
 def _each(operation, name: str, text: str):
     """An operation on two tiles, register by register; a shorter second one is taken again from its start."""
 

@@ -63,6 +63,7 @@ A = {
 CACHE = 1 << 18  # bytes that a block of tiles may take between its transforms: a part of the second cache, which weights need too
 
 FEW = 4  # terms whose weights may stay in registers
+FEW_CACHE = 72_000  # bytes that a block of tiles of few terms may take: more than the first cache has, but shorter loops cost more
 HELD = 32  # terms whose sums for the weights' gradient are in scratch memory at once: with 64 lanes and M = 4, 300 KB of float32
 MADE = 64  # terms whose weights are transformed at once
 TOGETHER = 64  # tiles, of several images, that share what is made of the weights: as many products for each of their transforms
@@ -84,6 +85,11 @@ def u_steps(terms: int, lanes: int, dtype) -> dict[str, int]:
     """Steps through matrices of transformed weights: from one term to the next, and from one matrix to the next."""
     u_term = apart(lanes, dtype)
     return dict(u_term=u_term, u_pitch=pitch(terms * u_term, dtype))
+
+
+def by_rows(m: int, few: int) -> bool:
+    """Whether the registers hold the weights of few terms of a whole row of matrices, beside its sums and two more."""
+    return few > 0 and (m + 2) * (few + 1) + 2 <= TARGET.registers
 
 
 def together(images: int, tiles: int) -> int:
@@ -111,10 +117,10 @@ class Tiles(_Cut):
     def __init__(self, m: int, rows: int, columns: int, channels: int, terms: int, lanes: int, dtype, *, shares: int = 1, own: bool = False, images: int = 1):
         """shares: into which an image is cut, by rows of tiles or, with `own`, by lanes. own: the kernel makes the matrices of weights, in
         scratch memory, for `images` of one call."""
-        down, across, few = ceil(rows / m), ceil(columns / m), terms if terms <= FEW else 0
+        down, across, few = ceil(rows / m), ceil(columns / m), terms if terms <= FEW and not own else 0
         group = together(images, down * across)
         if own:
-            high, vectors, w, _ = _tile(m, down * group, across, channels, terms, lanes, lanes // shares, dtype, "y")
+            high, vectors, w, _ = _tile(m, down * group, across, channels, terms, lanes, lanes // shares, dtype, "own")
             block, count, made = down, ceil(down * across * group / high) * high, min(terms, MADE)  # no tile is moved back, or it would be added to twice
         else:
             high, vectors, w, block = _tile(m, ceil(down / shares), across, channels, terms, lanes, lanes, dtype, "y")
@@ -189,15 +195,20 @@ def best_size(rows: int, columns: int) -> int:
 def _tile(m: int, down: int, across: int, channels: int, terms: int, lanes: int, most: int, dtype, kind: str) -> tuple[int, int, int, int]:
     """(tiles, vectors, lanes) of a register tile of the matrix products, and how many rows of tiles make a block, for down x across tiles.
 
-    kind: "y", of `winograd`, which holds the weights of few terms in registers too; "dx"; "dw", whose register tiles are terms x lanes.
+    kind: "y", of `winograd`, which holds the weights of few terms in registers too (`by_rows`: of one vector of lanes, and one tile at a
+    time); "own", where it makes them; "dx"; "dw", whose register tiles are terms x lanes.
     most: lanes of a register tile."""
     full, item = max(TARGET.lanes(dtype), LEAST_LANES), np.dtype(dtype).itemsize
+    if kind == "y" and terms <= FEW and by_rows(m, terms):
+        w = fitting(lanes, dtype)
+        of_a_row = ((m + 2) ** 2 * channels + (m + 2) * m * w) * item * across
+        return 1, 1, w, ceil(down / ceil(down * of_a_row / FEW_CACHE))
     choices = []
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
             side, held = lanes if kind == "dw" else v * w, terms if kind == "y" and terms <= FEW else 0
             # What is added to memory must be so once: no tile may be moved back.
-            if v * w > max(min(lanes, most), LEAST_LANES) or kind != "y" and lanes % (v * w):
+            if v * w > max(min(lanes, most), LEAST_LANES) or kind in ("dx", "dw") and lanes % (v * w):
                 continue
             for r in (1, 2, 3, 4, 6, 8, 9):
                 if r * v + max(held, 1) * v + 1 > TARGET.registers or r * v > (4 if held else 28) or r > (terms if kind == "dw" else down * across) or kind == "dw" and terms % r:

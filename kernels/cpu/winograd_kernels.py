@@ -7,11 +7,11 @@ from functools import cache
 
 from tinynet.kernels.cpu.copies_kernels import copy, place, transpose, zero
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, outer_fma, product, zeros
+from tinynet.kernels.cpu.simd import add, each_product, outer_fma, product, zeros
 from tinynet.kernels.cpu.simd_memory import get, loads, pointer, scalars, stores
 from tinynet.kernels.cpu.tiles_kernels import finishing, pooling
-from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WINOGRAD, WINOGRAD_DX
-from tinynet.kernels.cpu.winograd_transforms import entering, making, of_gradients, to_images, to_outputs
+from tinynet.kernels.cpu.tiles_winograd import ENTER, LEAVE, WINOGRAD, WINOGRAD_DX, by_rows
+from tinynet.kernels.cpu.winograd_transforms import entering, half_to_outputs, making, of_gradients, to_images, to_outputs
 
 
 @cache
@@ -47,7 +47,9 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
     POOL: bias, ReLU and the maximum of 2 x 2 windows, as in tiles.conv_pool. rows, columns: before pooling, so even; M x M / 4
     numbers of y, and of `winner` if its address is not 0, come of a tile.
 
-    FEW: `terms`, if they are so few that a matrix' weights for V * W lanes stay in registers over all tiles; else 0.
+    FEW: `terms`, if they are so few that a matrix' weights for V * W lanes stay in registers over all tiles; else 0. Where those of a
+    row of matrices do (`by_rows`), a tile's products of that row are transformed before they are stored: half of the work that
+    is left, done while the next products are computed, and a third less to store.
 
     OWN: u is nowhere in memory: the weights of `own` terms and V * W lanes at a time are transformed here, into scratch memory. All
     tiles of an image are one block, and those of `together` images; there may be more `images` in a call.
@@ -55,7 +57,8 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
     Shares split the images, if there are more than one; else the rows of tiles. Or, `by_lanes`, blocks of V * W channels, for which each
     transforms x again.
     """
-    N, LANES, WINDOWS, MATRICES, TERMS = R * V, V * W, M // 2, (M + 2) ** 2, max(FEW, 1)
+    N, LANES, WINDOWS, SIDE, MATRICES, TERMS = R * V, V * W, M // 2, M + 2, (M + 2) ** 2, max(FEW, 1)
+    BY_ROWS, HALF = by_rows(M, FEW), M * W
     enter, multiply, make = entering(M, X, ABREAST), _multiplying(R, V, W, OWN), making(M, W)
     finished, store_largest = finishing(M, M, 1, W, T), pooling(WINDOWS, WINDOWS, 1, W, T)
 
@@ -102,6 +105,12 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                                 make(w, c * w_term + lane * w_lane, w_term, w_lane, there, many, flip, work, taps, work, made + lane - o, LANES, own_pitch)
                             for k in range(MATRICES):
                                 multiply(work, k * v_pitch + c, tiles, channels, work, made + k * own_pitch, many, LANES, products + k * m_pitch, c > 0)
+                    elif BY_ROWS:
+                        for i in range(SIDE):
+                            weights = loads(u, i * SIDE * u_pitch + o, SIDE, u_pitch, TERMS, u_term, 1, W)
+                            for t in range(tiles):
+                                sums = each_product(scalars(work, i * SIDE * v_pitch + t * channels, SIDE, v_pitch, TERMS, 1), weights, TERMS)
+                                stores(work, products + (t * SIDE + i) * HALF, M, W, 1, 0, 1, W, half_to_outputs(sums, M, 1))
                     elif FEW > 0:
                         for k in range(MATRICES):
                             weights = loads(u, k * u_pitch + o, TERMS, u_term, 1, 0, V, W)
@@ -118,7 +127,10 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                         for t in range(each):
                             i, j, at = min((top + t // across) * M, rows - M), min(t % across * M, columns - M), products + (n * each + t) * LANES - o
                             for lane in range(o, o + LANES, W):
-                                acc = to_outputs(loads(work, at + lane, MATRICES, m_pitch, 1, 0, 1, W), M)
+                                if BY_ROWS:
+                                    acc = half_to_outputs(loads(work, products + (n * each + t) * SIDE * HALF, SIDE, HALF, M, W, 1, W), M, M)
+                                else:
+                                    acc = to_outputs(loads(work, at + lane, MATRICES, m_pitch, 1, 0, 1, W), M)
                                 if POOL:
                                     store_largest(acc, bias, lane, relus, y, i // 2 * oy + j // 2 * ox + lane, oy, ox, asked, winner)
                                 else:

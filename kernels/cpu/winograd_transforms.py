@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from tinynet.kernels.cpu.congruence import congruence
+from tinynet.kernels.cpu.congruence import congruence, from_left
 from tinynet.kernels.cpu.copies_kernels import transpose, zero
 from tinynet.kernels.cpu.jit import inline
 from tinynet.kernels.cpu.simd_memory import loads, side_by_side, stores
@@ -19,6 +19,7 @@ def _turned(matrices: dict) -> dict:
 # Of a tile's registers and M: B^T d B, A dy A^T, G g G^T; and A^T m A, B m B^T, G^T dm G.
 of_images, of_gradients, of_weights = congruence(_turned(B)), congruence(A), congruence(G)
 to_outputs, to_images, to_weights = congruence(_turned(A)), congruence(B), congruence(_turned(G))
+half_to_outputs = from_left(_turned(A))  # A^T m; and of a row of m, taken as a column, that of m A
 
 
 @cache

@@ -13,7 +13,7 @@ from kernels_by_hand import assert_same
 from simd_by_hand import DTYPES, WIDTHS, play
 
 from tinynet.kernels.cpu import simd
-from tinynet.kernels.cpu.congruence import congruence
+from tinynet.kernels.cpu.congruence import congruence, from_left
 from tinynet.kernels.cpu.exponential import exp
 from tinynet.kernels.cpu.program import address_of, compiled, row, run
 from tinynet.kernels.cpu.simd import add, outer_fma, pooled, sums, unpooled, winners, zeros
@@ -58,6 +58,30 @@ def short_sums(TERMS, W, T):
 def test_product_adds_a_product_of_matrices(terms, W, T, rng):
     x, w, begun = rng.integers(-4, 5, (3, 10)).astype(T), rng.integers(-4, 5, (4, 64)).astype(T), rng.integers(-9, 10, (3, 2 * W)).astype(T)
     assert_same(play(short_sums, (terms, W, T), begun.copy(), x, w), begun + x[:, :terms] @ w[:terms, : 2 * W])
+
+
+def short_sums_each(TERMS, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, w, y = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
+        stores(y, 0, 3, W, 1, 0, 1, W, simd.each_product(scalars(x, 0, 3, TERMS, TERMS, 1), loads(w, 0, 3, TERMS * W, TERMS, W, 1, W), TERMS))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+@pytest.mark.parametrize("terms", [1, 2, 3, 4])
+def test_each_product_is_a_sum_for_each_row_of_scalars_and_of_registers(terms, W, T, rng):
+    x, w = rng.integers(-4, 5, (3, terms)).astype(T), rng.integers(-4, 5, (3, terms, W)).astype(T)
+    assert_same(play(short_sums_each, (terms, W, T), np.zeros((3, W), T), x, w), np.einsum("ik,ikw->iw", x, w))
+
+
+def wrong_terms_each(T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x = pointer(get(row, 0), T)
+        stores(x, 0, 1, 0, 2, 4, 1, 4, simd.each_product(scalars(x, 0, 1, 0, 4, 1), loads(x, 0, 2, 16, 4, 4, 1, 4), 3))
+
+    return kernel
 
 
 def wrong_terms(T):
@@ -270,6 +294,29 @@ def test_congruence_multiplies_by_a_constant_matrix_from_both_sides(key, W, T, r
     assert_same(y, np.einsum("ia,jb,abw->ijw", matrix, matrix, x).astype(T))
 
 
+halved = from_left(MATRICES)
+
+
+def columns_of_a_tile(KEY, N, M, COLUMNS, W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
+        stores(y, 0, M, COLUMNS * W, COLUMNS, W, 1, W, halved(loads(x, 0, N, COLUMNS * W, COLUMNS, W, 1, W), KEY, COLUMNS))
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+@pytest.mark.parametrize("columns", [1, 3])
+@pytest.mark.parametrize("key", MATRICES)
+def test_from_left_multiplies_by_a_constant_matrix(key, columns, W, T, rng):
+    matrix = np.array(MATRICES[key])
+    high, wide = matrix.shape
+    x = rng.integers(-9, 10, (wide, columns, W)).astype(T)
+    y = play(columns_of_a_tile, (key, wide, high, columns, W, T), np.zeros((high, columns, W), T), x)
+    assert_same(y, np.einsum("ia,ajw->ijw", matrix, x).astype(T))
+
+
 def pools(W, T):
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
@@ -321,6 +368,10 @@ def test_tiles_that_do_not_fit_are_refused_when_the_kernel_is_compiled():
         compiled(wrong_count, np.float32)
     with pytest.raises(Exception, match="4 scalars and 4 registers are no 4 terms of 4 sums"):
         compiled(wrong_terms, np.float32)
+    with pytest.raises(Exception, match="4 scalars and 8 registers are no sums of 3 terms each"):
+        compiled(wrong_terms_each, np.float32)
+    with pytest.raises(Exception, match="a matrix of 4 x 3 transforms 2 columns of 3 registers; got 4"):
+        compiled(columns_of_a_tile, 3, 2, 2, 2, 4, np.float32)
 
 
 @pytest.mark.parametrize("target", sorted({"avx2", "sse2", "neon"} - {TARGET.name}))
