@@ -92,6 +92,12 @@ def by_rows(m: int, few: int) -> bool:
     return few > 0 and (m + 2) * (few + 1) + 2 <= TARGET.registers
 
 
+def abreast(channels: int, dtype) -> tuple[int, int]:
+    """Lanes of x that are transformed at once, and of how many tiles side by side: more than one where a pixel fills no register."""
+    x = fitting(channels, dtype)
+    return x, max(1, TARGET.lanes(dtype) // x) if x == channels else 1
+
+
 def together(images: int, tiles: int) -> int:
     """How many images of so many tiles are taken at once: groups of one size, as nearly as can be."""
     return ceil(images / ceil(images * tiles / max(TOGETHER, tiles)))
@@ -125,8 +131,7 @@ class Tiles(_Cut):
         else:
             high, vectors, w, block = _tile(m, ceil(down / shares), across, channels, terms, lanes, lanes, dtype, "y")
             count, made = block * across, 0
-        x = fitting(channels, dtype)
-        self.constants = (m, high, vectors, w, x, max(1, TARGET.lanes(dtype) // x) if x == channels else 1, few, int(own))
+        self.constants = (m, high, vectors, w, *abreast(channels, dtype), few, int(own))
         numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group)
         self._fit(m, count, vectors * w, high, made, vectors, w, dtype, **numbers)
 
@@ -140,7 +145,7 @@ class WeightsTiles(_Cut):
         group = together(images, down * across)
         high, vectors, w, block = _tile(m, down * group, across, channels, terms, lanes, lanes // shares, dtype, "dw")
         block, held = (down, min(terms, max(high, HELD // high * high))) if own else (block, 0)
-        self.constants = (m, high, vectors, w, fitting(channels, dtype), int(own))
+        self.constants = (m, high, vectors, w, *abreast(channels, dtype), int(own))
         side = apart(ceil(lanes / (vectors * w) / shares) * vectors * w, dtype)
         numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, side=side, images=images, together=group)
         self._fit(m, block * across * group, side, 1, held, vectors, w, dtype, **numbers)

@@ -78,7 +78,7 @@ def _summing(R, V, W):
     return add_tiles
 
 
-def winograd_dw(M, R, V, W, X, OWN, POOL, T):
+def winograd_dw(M, R, V, W, X, ABREAST, OWN, POOL, T):
     """Adds an image's (B^T x B) * (A dy A^T) to the chunk's sums[k, channel of x, lane of dy], of the first `terms` channels.
 
     rows, columns: of dy. Tiles hang over: dy must be 0, and x finite, up to the next multiples of M of rows and columns (for x:
@@ -92,7 +92,7 @@ def winograd_dw(M, R, V, W, X, OWN, POOL, T):
     `images` are in scratch memory, and transformed back at once. Then shares split the lanes.
     """
     N, LANES, MATRICES, WINDOWS, WINNERS, TAPS = R * V, V * W, (M + 2) ** 2, M // 2, (M // 2) ** 2, 9 * W
-    enter, add_tiles = entering(M, X, 1), _summing(R, V, W)
+    enter, add_tiles = entering(M, X, ABREAST), _summing(R, V, W)
 
     def kernel(row, image, slot, chunk, share, shares):
         rows, columns, block = get(row, WINOGRAD_DW.rows), get(row, WINOGRAD_DW.columns), get(row, WINOGRAD_DW.block)
