@@ -11,6 +11,7 @@ from tinynet.kernels.cpu.network_planner import Planner, View
 from tinynet.kernels.cpu.target import TARGET
 
 SMALL = 256 << 10  # bytes of a dense layer's weights that stay in the cache, image after image
+MANY_ROWS, MANY_OUTPUTS = 32, 32  # images, and outputs of a dense layer, from which a product of matrices is worth keeping all rows
 HYPER = 16  # numbers of an optimiser (float64), for each parameter
 
 
@@ -102,7 +103,8 @@ class Layers(Planner):
 
     def wide(self, unit: Unit) -> bool:
         """Whether a dense layer runs over all images at once. (Up to tiles.FEW images that adds up in the order of one by one.)"""
-        return self.few and self.images <= tiles.FEW or self.graph.bytes(unit.weight) > SMALL
+        many = self.images >= MANY_ROWS and self.graph.shapes[unit.weight][0] >= MANY_OUTPUTS
+        return self.few and self.images <= tiles.FEW or self.graph.bytes(unit.weight) > SMALL or many
 
     def _product(self, rows: int, columns: int, terms: int, numbers: dict, into: list | None, touches: list, once: bool, what: str, packed: bool | None = None) -> None:
         """c = a @ b. numbers: those that are known only when memory is laid out are functions. packed: by gemm_packed, if it is not

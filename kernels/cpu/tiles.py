@@ -239,7 +239,8 @@ def best_gemm(rows: int, lanes: int, terms: int, dtype, whole: bool = False) -> 
             for r in (1, 2, 3, 4, 6, 8, 9, 12, 14):
                 if whole and (rows % r or lanes % (v * w)):
                     continue
-                if v > 4 and r > 1 or v * w > lanes or r > rows or r * v + v + 1 > TARGET.registers or r * v > 28:
+                # (28 sums and 2 vectors of b would fit, but not beside the scalars of 14 rows: they take 2.4 times as long)
+                if v > 4 and r > 1 or v * w > lanes or r > rows or r * v + v + 1 > TARGET.registers or r * v > 27:
                     continue
                 large = 1.2 if terms * v * w * 4 > 300_000 else 1.0  # a panel of b beyond the second cache
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
@@ -299,8 +300,9 @@ def best_packed(rows: int, columns: int, terms: int, dtype, slots: int, packs: b
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
             for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14):
-                # one register more than sums and factors: without it they are moved about (6 x 2 is a fifth faster than 4 x 3 with 16)
-                if v * w <= columns and r <= rows and (r * v + v + 2 <= TARGET.registers or r * v == 1) and r * v <= 28:
+                # one register more than sums and factors: without it they are moved about (6 x 2 is a fifth faster than 4 x 3 with 16). Of more
+                # than 8 rows the scalars, which several registers share, are all loaded before they are used, and sums go to memory for it.
+                if v * w <= columns and r <= rows and (v == 1 or r <= 8) and (r * v + v + 2 <= TARGET.registers or r * v == 1) and r * v <= 28:
                     step = max(r * v * max(w / full, 0.5), (r + v) * 0.5, 11) + 0.25 * (r * 0.5 + v)  # 11 sums hide a multiply-add's latency
                     choices.append((ceil(rows / r) * ceil(columns / (v * w)) * step, -r * v, r, v, w))
     high, vectors, w = tile = min(choices)[2:]
