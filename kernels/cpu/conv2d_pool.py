@@ -63,11 +63,11 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     target = base + slots * copy.slot
     chosen = target + slots * result.slot
     w = chosen + winners * item
-    listed = tiles.listed(kh * kw, c)
-    _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True)
+    ix, flops = stride[1] * copy.column, 8 * x.n * y.rows * y.columns * prod(weight_shape)
+    listed, step = tiles.listed(kh * kw, c), tiles.pixel_step(ix, flops)
+    _, wide, vectors, W = tiles.best(2, 2 * y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, True, step=step)
     panel = vectors * W
     first, steps = packed(weight_shape, groups, True, panel, WEIGHT, w, dtype)
-    ix, flops = stride[1] * copy.column, 8 * x.n * y.rows * y.columns * prod(weight_shape)
     numbers = dict(
         outputs=y.rows, limit=y.rows, columns=y.columns, taps_a=kh, taps_b=kw, terms=c,
         ta=dilation[0] * copy.row, tb=dilation[1] * copy.column, tc=copy.channel, wa=kw * c * panel, wb=c * panel, **steps,
@@ -82,6 +82,6 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     numbers.update(tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, 2 * y.rows).numbers("row"))
     places = lines(groups * steps["w_group"], dtype)
     numbers.update(places=(w + places * item, PLACES))
-    kernel = named(compiled(tiles.conv_pool, wide // 2, vectors, W, tiles.pixel_step(ix, flops), listed, dtype), tiles.CONV, numbers)
+    kernel = named(compiled(tiles.conv_pool, wide // 2, vectors, W, step, listed, dtype), tiles.CONV, numbers)
     images = [*copy.rows_of(base, dtype), kernel, *result.rows_of(target, dtype), named(compiled(tiles.places, dtype), tiles.PLACES, found)]
     return Prepared([first, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + winners + places + slots * PLACES // item, dtype, flops)

@@ -105,8 +105,8 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     target = base + slots * copy.slot
     w = target + slots * result.slot
     ix, flops = stride[1] * copy.column, 2 * x.n * y.rows * y.columns * prod(weight_shape)
-    listed, axis = tiles.listed(kh * kw, c), tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, y.rows)
-    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, axis=axis)
+    listed, axis, step = tiles.listed(kh * kw, c), tiles.Axis(-top, stride[0], dilation[0], kh, x.rows, y.rows), tiles.pixel_step(ix, flops)
+    tile = tiles.best(y.rows // shares, y.columns, lanes, c * kh * kw, 1 if listed else kh * kw, dtype, axis=axis, step=step)
     panel = tile[2] * tile[3]
     first, steps = packed(weight_shape, groups, True, panel, WEIGHT, w, dtype)
     numbers = dict(
@@ -118,7 +118,7 @@ def _forward(x_shape, weight_shape, biased, dtype, stride, padding, dilation, gr
     )  # fmt: skip
     places = lines(groups * steps["w_group"], dtype)
     numbers.update(places=(w + places * y.item, PLACES), **axis.numbers("row"))
-    kernel = compiled(tiles.conv, *tile, tiles.pixel_step(ix, flops), listed, dtype)
+    kernel = compiled(tiles.conv, *tile, step, listed, dtype)
     images = [*copy.rows_of(base, dtype), named(kernel, tiles.CONV, numbers), *result.rows_of(target, dtype)]
     return Prepared([first, (images, x.n, chunks, shares)], slots * (copy.size + result.size) + places + slots * PLACES // y.item, dtype, flops)
 
@@ -153,11 +153,12 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
     target = base + slots * copy.slot
     w = target + slots * result.slot
     flops = 2 * dy.n * dy.rows * dy.columns * prod(weight_shape)
+    step = tiles.pixel_step(copy.column, flops)
 
     def tile_of(vertical, horizontal, panel: int = 0) -> tuple[int, int, int, int]:
         many, mu, wide, mv = vertical[1], vertical[4], horizontal[1], horizontal[4]
         least, segments = rows // shares if many == rows else 1, 1 if tiles.listed(mu * mv, terms) else max(mu * mv, 1)
-        return tiles.best(least, wide, lanes, terms * mu * mv, segments, dtype, axis=axis_back(vertical, dy.rows), panel=panel)
+        return tiles.best(least, wide, lanes, terms * mu * mv, segments, dtype, axis=axis_back(vertical, dy.rows), panel=panel, step=step)
 
     # All phases read the same panels: they are those that the phase with most taps wants.
     panel = prod(tile_of(most_taps(down), most_taps(across))[2:])
@@ -180,7 +181,7 @@ def _images_gradient(dy_shape, weight_shape, dtype, x_shape, stride, padding, di
                 x=copy.place(base, start), x_first=copy.first_row, w=w + ((u + (mu - 1) * su) * kw + v) * tap * dy.item, **axis.numbers("row"),
                 y=result.place(target, phase * result.row + side * result.column), y_first=result.first_row, oy=stride[0] * result.row, ox=stride[1] * result.column, places=(places, PLACES),
             )  # fmt: skip
-            images.append(named(compiled(tiles.conv, *tile, tiles.pixel_step(copy.column, flops), listed, dtype), tiles.CONV, numbers))
+            images.append(named(compiled(tiles.conv, *tile, step, listed, dtype), tiles.CONV, numbers))
     images += result.rows_of(target, dtype)
     return Prepared([first, (images, dy.n, chunks, shares)], slots * (copy.size + result.size + PLACES // dy.item) + elements, dtype, flops)
 

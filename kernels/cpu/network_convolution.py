@@ -152,15 +152,15 @@ class Convolutions(Planner):
         shares, listed = 1 if blocks else self.shares(flops), tiles.listed(kh * taps_b, terms)
         apart = self.lanes_apart(unit, shares, lanes, x.rows * x.columns)
         cuts = (1, shares) if apart else (shares, 1)  # of rows, of lanes
-        segments = 1 if listed else kh * kw
+        segments, step = 1 if listed else kh * kw, tiles.pixel_step(stride[1] * x.x, flops, WORTH_A_KERNEL)
         if depthwise:
             tile = tiles.best_depthwise(rows, columns, lanes, self.T)
         elif batch:
-            tile = self.tile_of_images(lanes, c, kh * kw)
+            tile = self.tile_of_images(lanes, c, kh * kw, flops)
         elif unit.pool:
-            tile = tiles.best(2, 2 * y.columns, lanes // cuts[1], c * kh * kw, segments, self.T, True)
+            tile = tiles.best(2, 2 * y.columns, lanes // cuts[1], c * kh * kw, segments, self.T, True, step=step)
         else:
-            tile = tiles.best(max(rows // cuts[0], 1), columns, lanes // cuts[1], c * kh * kw, segments, self.T, axis=vertical)
+            tile = tiles.best(max(rows // cuts[0], 1), columns, lanes // cuts[1], c * kh * kw, segments, self.T, axis=vertical, step=step)
         panel = lanes if depthwise else prod(tile[-2:])
         w, through = self.packed(unit, True, panel)
 
@@ -175,7 +175,6 @@ class Convolutions(Planner):
                 numbers.update(add=other.at(), add_y=other.y, add_x=other.x)
             if winner is not None:
                 numbers.update(winner=At(winner))
-            step = tiles.pixel_step(stride[1] * x.x, flops, WORTH_A_KERNEL)
             if depthwise:
                 numbers.update(outputs=rows, columns=columns, wa=kw * lanes, wb=lanes)
                 return [(self.kernel(layers.depthwise, *tile, step), tiles.CONV, numbers)]
@@ -202,9 +201,9 @@ class Convolutions(Planner):
         """Scratch memory in which `conv_batch` keeps the sums of a window, of a tile of images each."""
         return self.memory(Memory(4 * tiles.MOST_SUMS * tiles.widths(self.T)[0], "sums of windows", self.slots))
 
-    def tile_of_images(self, lanes: int, terms: int, taps: int, panel: int = 0) -> tuple[int, int, int, int]:
-        """That of `conv_batch`: one row of as many columns as it has images."""
-        return tiles.best(1, self.images, lanes, taps * terms, taps, self.T, batch=True, panel=panel)
+    def tile_of_images(self, lanes: int, terms: int, taps: int, flops: float, panel: int = 0) -> tuple[int, int, int, int]:
+        """That of `conv_batch`: one row of as many columns as it has images. flops: of one of them."""
+        return tiles.best(1, self.images, lanes, taps * terms, taps, self.T, batch=True, panel=panel, step=int(flops >= WORTH_A_KERNEL))
 
     def _batch(self, tile: tuple[int, int, int, int], numbers: dict, x: Buffer, sums: Memory | None = None) -> tuple:
         """A row of conv_batch. sums: scratch memory, if what it stores is the largest of 2 x 2."""
@@ -329,6 +328,7 @@ class Convolutions(Planner):
         shares = 1 if blocks else self.shares(flops)
         apart = self.lanes_apart(unit, shares, lanes, dz.rows * dz.columns)
         cuts = (1, shares) if apart else (shares, 1)  # of rows, of lanes
+        step = tiles.pixel_step(dz.x, flops, WORTH_A_KERNEL)
 
         def run(horizontal) -> tuple[int, int]:
             _, _, _, sv, mv, _, aside = horizontal
@@ -337,10 +337,10 @@ class Convolutions(Planner):
         def tile_of(vertical, horizontal, panel: int = 0) -> tuple[int, int, int, int]:
             many, mu, wide, mv = vertical[1], vertical[4], horizontal[1], horizontal[4]
             if batch:
-                return self.tile_of_images(lanes, terms, mu * mv, panel)
+                return self.tile_of_images(lanes, terms, mu * mv, flops, panel)
             taps, length = run(horizontal)
             segments = 1 if tiles.listed((mu if mv else 0) * taps, length) else max(mu * mv, 1)
-            return tiles.best(max(many // cuts[0], 1), wide, lanes // cuts[1], terms * mu * mv, segments, self.T, axis=axis_back(vertical, dz.rows), panel=panel)
+            return tiles.best(max(many // cuts[0], 1), wide, lanes // cuts[1], terms * mu * mv, segments, self.T, axis=axis_back(vertical, dz.rows), panel=panel, step=step)
 
         # All phases read the same panels: they are those that the phase with most taps wants.
         panel = lanes if depthwise else prod(tile_of(most_taps(down), most_taps(across))[2:])
@@ -348,7 +348,7 @@ class Convolutions(Planner):
         tap = terms * panel
 
         def build():
-            found, step = [], tiles.pixel_step(dz.x, flops, WORTH_A_KERNEL)
+            found = []
             for vertical in down:
                 phase, many, u, su, mu, _, back = vertical
                 axis = axis_back(vertical, dz.rows)

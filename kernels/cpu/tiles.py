@@ -38,6 +38,9 @@ class Costs(NamedTuple):
 COSTS = Costs(4.2, 0.5, 1.0, 0.13, 0.05, 0.05) if TARGET.bits == 512 else Costs(8.6, 1.15, 1.15, 0.15, 0.0, 0.6)
 FIRST_CACHE, SECOND_CACHE = 24_000, 400_000  # bytes of weights that stay there from tile to tile
 MOST_SUMS = 28  # vectors of sums of a tile
+# Pixels the step between which is no constant, with two vectors at each: their addresses are computed, so all are loaded first, and beside the
+# sums of more than 10 there is no room for them.
+MOST_APART = 10
 # rows x columns of pixels; with v vectors of channels at each they fill rows * columns * v registers
 PIXELS = (*((1, c) for c in range(1, 15)), (1, 16), (2, 2), (2, 3), (2, 4), (2, 5), (2, 6), (2, 7), (2, 8), (2, 10), (2, 12), (2, 14), (3, 3), (3, 4), (4, 4))
 
@@ -85,10 +88,10 @@ class Axis(NamedTuple):
 
 
 @lru_cache(4096)
-def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None, batch: bool = False, panel: int = 0) -> tuple[int, int, int, int]:
+def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, pooled: bool = False, axis: Axis | None = None, batch: bool = False, panel: int = 0, step: int = 1) -> tuple[int, int, int, int]:
     """(rows, columns, vectors, lanes) of the tile with the least modelled cycles for rows x columns pixels of `lanes` channels.
     pooled: two rows, and an even number of columns. axis: of rows, if some of their taps are left out. batch: pixels are of many images,
-    and those come between two uses of a weight. panel: how many lanes it has, if that is settled."""
+    and those come between two uses of a weight. panel: how many lanes it has, if that is settled. step: see `pixel_step`."""
     full = max(TARGET.lanes(dtype), LEAST_LANES)
     met = {r: axis.met(r) / (ceil(axis.outputs / r) * axis.taps) for r in {r for r, _ in PIXELS}} if axis and axis.taps else {}
     choices = []
@@ -102,11 +105,13 @@ def best(rows: int, columns: int, lanes: int, terms: int, segments: int, dtype, 
                 # the accumulators, the weights' vectors, and one more must fit into the registers
                 if r > rows or c > columns or pixels * v + v + 1 > TARGET.registers or pixels * v > MOST_SUMS or pooled and (r != 2 or c % 2):
                     continue
+                if v == 2 and pixels > MOST_APART and step == 0:
+                    continue
                 weights, loaded = terms * v * w * 4, v * w * 4 / 32
                 streamed = loaded * (1.2 if batch and weights > SECOND_CACHE else COSTS.stream if weights > FIRST_CACHE else 0)
-                step = max(pixels * v * max(share, 0.5), pixels * COSTS.number + v * COSTS.vector, COSTS.latency) + streamed + COSTS.pixel * pixels + COSTS.lanes * v
+                term = max(pixels * v * max(share, 0.5), pixels * COSTS.number + v * COSTS.vector, COSTS.latency) + streamed + COSTS.pixel * pixels + COSTS.lanes * v
                 count, there = ceil(rows / r) * ceil(columns / c) * ceil(lanes / (v * w)), met.get(r, 1.0)
-                choices.append((count * (there * (terms * step + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
+                choices.append((count * (there * (terms * term + 25 * segments) + 30 + 2 * pixels * v), r, c, v, w))
     return min(choices)[1:]
 
 
@@ -171,7 +176,7 @@ def _best_dw(high: int, length: int, lanes: int, dtype) -> tuple[int, int, int]:
         for v in (1, 2, 3, 4):
             for wide in (1, 2, 3, 4, 5, 6, 8, 9, 12, 14):
                 n = high * wide
-                if v * w > lanes or wide > length or n * v + v + 1 > TARGET.registers and n * v > 1 or n * v > 26:
+                if v * w > lanes or wide > length or n * v + v + 1 > TARGET.registers and n * v > 1 or n * v > 26 or v == 2 and n > MOST_APART and high > 1:
                     continue
                 loads = n * COSTS.number + v * COSTS.vector
                 step = max(n * v * max(w / full, 0.5), loads, COSTS.latency + 0.3) + 0.25 * loads
