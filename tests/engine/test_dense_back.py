@@ -10,6 +10,7 @@ from trainings import training
 import tinynet
 from tinynet import nn, optim
 from tinynet.kernels.cpu import program, threads, tiles
+from tinynet.kernels.cpu.network_layers import MANY_OUTPUTS, MANY_ROWS
 from tinynet.kernels.cpu.program import address_of, compiled, named
 
 DTYPES = (np.float32, np.float64)
@@ -96,3 +97,26 @@ def test_a_network_takes_the_same_steps_with_it(images, decay):
     for p, q in zip(*(m.parameters() for m in models)):
         np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=0, atol=2e-5)
         np.testing.assert_allclose(p.grad, q.grad, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("images", [MANY_ROWS - 1, MANY_ROWS])
+@pytest.mark.parametrize("kind", [optim.SGD, optim.AdamW])
+def test_small_layers_of_many_images_take_them_together(kind, images):
+    """Ten steps, beside the engine's own: products of matrices, where fewer images go through all layers one by one."""
+
+    def model():
+        tinynet.manual_seed(3)
+        return nn.Sequential(nn.Linear(24, MANY_OUTPUTS), nn.ReLU(), nn.Linear(MANY_OUTPUTS, 49), nn.ReLU(), nn.Linear(49, MANY_OUTPUTS - 1))
+
+    rng = np.random.default_rng(0)
+    batches = [(rng.standard_normal((images, 24)).astype(np.float32), rng.integers(0, MANY_OUTPUTS - 1, images)) for _ in range(10)]
+    models = [model(), model()]
+    steps = [training(m, kind(m.parameters(), lr=0.01)) for m in models]
+    fast = tinynet.compile(steps[0])
+    for x, y in batches:
+        got, want = fast(x, y).item(), steps[1](x, y).item()
+        assert abs(got - want) < 1e-4 * max(1, abs(want))
+    together = [line for line in fast.explain().splitlines() if "linear + bias + relu" in line or "phase" in line]
+    assert (any(": once" in line and "linear" in after for line, after in zip(together, together[1:]))) is (images == MANY_ROWS), fast.explain()
+    for p, q in zip(*(m.parameters() for m in models)):
+        np.testing.assert_allclose(p.numpy(), q.numpy(), rtol=0, atol=2e-5)
