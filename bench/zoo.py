@@ -78,12 +78,14 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """A layer in its place. name: of its parameters, "conv1" or "fc1". before, after: the shape of one image, or (features,)."""
+    """A layer in its place. name: of its parameters, "conv1" or "fc1". before, after: the shape of one image, or (features,). read: how
+    many of its rows and columns the layers behind it need: pooling leaves out what no whole window reaches."""
 
     layer: Layer
     name: str
     before: tuple[int, ...]
     after: tuple[int, ...]
+    read: tuple[int, ...]
 
     @property
     def parameters(self) -> dict[str, tuple[int, ...]]:
@@ -101,18 +103,30 @@ class Step:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of a convolution or dense layer for one image, by its definition; those with padding left out."""
+        """Multiplications and additions of a convolution or dense layer for one image, by its definition, of outputs that are read; those with
+        padding left out."""
         if isinstance(self.layer, Dense):
             return 2 * prod(self.before) * self.layer.out_features
         if not isinstance(self.layer, Conv):
             return 0
-        layer, rows, columns = self.layer, (self.before[1], self.after[1]), (self.before[2], self.after[2])
+        layer, (rows, columns) = self.layer, zip(self.before[1:], self.read)
         return 2 * layer.out_channels * self.before[0] // layer.groups * _taps(layer, *rows) * _taps(layer, *columns)
 
 
 def _taps(layer: Conv, before: int, after: int) -> int:
     """Along one axis: pairs of an output and a pixel that it reads."""
     return sum(0 <= i * layer.stride + tap - layer.padding < before for i in range(after) for tap in range(layer.kernel_size))
+
+
+def _reads(layer: Layer, outputs: tuple[int, ...], before: tuple[int, ...]) -> tuple[int, ...]:
+    """Rows and columns of an image of shape `before` that so many of a layer's outputs read."""
+    if isinstance(layer, ReLU):
+        return outputs
+    if isinstance(layer, Conv):
+        return tuple(min((n - 1) * layer.stride + layer.kernel_size - layer.padding, size) for n, size in zip(outputs, before[1:]))
+    if isinstance(layer, (MaxPool, AvgPool)):
+        return tuple((n - 1) * (layer.stride if isinstance(layer, MaxPool) else layer.size) + layer.size for n in outputs)
+    return before[1:]
 
 
 @dataclass(frozen=True)
@@ -127,13 +141,16 @@ class Network:
 
     def steps(self) -> Iterator[Step]:
         """The layers in their order with names and shapes. Raises ValueError where one doesn't fit the one before."""
-        shape: tuple[int, ...] = tuple(self.image)
+        shapes: list[tuple[int, ...]] = [tuple(self.image)]
         for i, layer in enumerate(self.layers):
-            after = _after(layer, shape, f"network {self.name!r}, layer {i}, {layer}")
+            shapes.append(_after(layer, shapes[-1], f"network {self.name!r}, layer {i}, {layer}"))
+        read = [shapes[-1][1:]]
+        for layer, before in zip(self.layers[:0:-1], shapes[-2::-1]):
+            read.append(_reads(layer, read[-1], before))
+        for i, (layer, before, after, outputs) in enumerate(zip(self.layers, shapes, shapes[1:], reversed(read))):
             kind = {Conv: "conv", Dense: "fc"}.get(type(layer), "")
             number = sum(isinstance(each, type(layer)) for each in self.layers[: i + 1])
-            yield Step(layer, f"{kind}{number}" if kind else "", shape, after)
-            shape = after
+            yield Step(layer, f"{kind}{number}" if kind else "", before, after, outputs)
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """Canonical shape of every parameter, in the order of the layers: `conv1.weight`, `conv1.bias`, ..."""

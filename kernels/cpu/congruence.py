@@ -1,9 +1,9 @@
 """A small constant matrix times a tile times the matrix again, unrolled into few operations: Winograd's transforms.
 
 `of_images = congruence({4: matrix})` makes an operation for a kernel: `of_images(tile, 4)` is matrix @ tile @ matrix.T, the
-tile's registers taken as a square. `from_left` makes half of one: matrix @ tile, of as many columns as
-are asked for. Most of these matrices' entries are 0, 1 and -1, and their columns come in pairs that differ
-only in signs, which is what makes Winograd's algorithm pay (tiles_winograd.py).
+tile's registers taken as a square. `from_left` makes half of one: matrix @ tile, of as many columns as are asked for. Most of
+these matrices' entries are 0, 1 and -1, and their columns come in pairs that differ only in signs, which is what makes
+Winograd's algorithm pay (tiles_winograd.py).
 """
 
 from __future__ import annotations

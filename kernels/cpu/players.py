@@ -272,7 +272,7 @@ def _drowsy(board, worker, seen):
 
 def serve(board, slot, patience):
     """What a worker does, until the process ends. It never goes back to Python: there it would wait for the interpreter, which who plays one
-    short program after the other gives away for too short a time each to be caught: it came up to a millisecond late."""
+    short program after the other gives away for too short a time each to be caught."""
     worker, seen, looks = board + 8 * WORKER * slot, 0, 0
     atomic_swap(worker, ASLEEP, 0)
     while True:

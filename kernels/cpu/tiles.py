@@ -175,7 +175,7 @@ def _best_dw(high: int, length: int, lanes: int, dtype) -> tuple[int, int, int]:
     for w in widths(dtype):
         for v in (1, 2, 3, 4):
             for wide in (1, 2, 3, 4, 5, 6, 8, 9, 12, 14):
-                n = high * wide
+                n = high * wide  # of more than one run: the step between these is no constant (MOST_APART)
                 if v * w > lanes or wide > length or n * v + v + 1 > TARGET.registers and n * v > 1 or n * v > 26 or v == 2 and n > MOST_APART and high > 1:
                     continue
                 loads = n * COSTS.number + v * COSTS.vector

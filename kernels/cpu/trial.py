@@ -3,7 +3,7 @@
 Threads that share one image wait for each other after every kernel, and what one wrote another must fetch. That pays
 on two cores of their own and costs on two threads of one core, and a virtual machine does not say which of them its processors
 are. So a network of few images is laid out both ways, for all threads and for one; a program's calls are timed, a few in a row
-each way (a thread that had nothing to do for a while is asleep, and takes 50 us to wake), and the faster is kept: at first for a
+each way (a thread that had nothing to do for a while is asleep, and late), and the faster is kept: at first for a
 short while, for a process begins with much else to do, later for longer. Results are the same to the bit either way (network.py).
 """
 

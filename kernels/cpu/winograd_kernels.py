@@ -58,7 +58,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
     transforms x again.
     """
     N, LANES, WINDOWS, SIDE, MATRICES, TERMS = R * V, V * W, M // 2, M + 2, (M + 2) ** 2, max(FEW, 1)
-    BY_ROWS, HALF = by_rows(M, FEW), M * W
+    BY_ROWS, HALF = by_rows(M, FEW), M * W  # HALF: what is stored of a row of matrices
     enter, multiply, make = entering(M, X, ABREAST), _multiplying(R, V, W, OWN), making(M, W)
     finished, store_largest = finishing(M, M, 1, W, T), pooling(WINDOWS, WINDOWS, 1, W, T)
 

@@ -270,6 +270,21 @@ def test_operations_are_counted_as_numpy_would_count_them():
     assert network.operations("forward") == first + second + dense and network.operations("training") == 2 * first + 3 * (second + dense)
 
 
+@pytest.mark.parametrize("pooling, read", [(MaxPool(2, 2), 6), (MaxPool(3, 2), 7), (AvgPool(4), 4)])
+def test_outputs_that_no_whole_window_reads_are_not_counted(pooling, read):
+    """Nobody needs to compute them: of 7 x 7, what these windows reach."""
+    network = small(Conv(4, 2), ReLU(), pooling, Flatten(), Dense(10))
+    convolution, *_, dense = network.steps()
+    assert convolution.after == (4, 7, 7) and convolution.operations == 2 * 4 * 3 * 4 * read**2
+    assert network.operations("forward") == convolution.operations + dense.operations
+
+
+def test_what_nobody_reads_reaches_back_to_the_layers_before():
+    """The article's network A: its second pooling reads 12 x 12 of 13 x 13, those 14 x 14 of 15 x 15, and the first pooling for these 28 x 28 of 30 x 30."""
+    read = {step.name: (step.after[1:], step.read) for step in NETWORKS["keras"].steps() if step.name.startswith("conv")}
+    assert read == {"conv1": ((30, 30), (28, 28)), "conv2": ((13, 13), (12, 12))}
+
+
 def test_targets_are_the_projects():
     assert target("keras", "forward", "tinynet-compiled", 32).ratio == 1.7
     assert target("keras", "forward", "tinynet-compiled", 32).floor == pytest.approx(1.275)

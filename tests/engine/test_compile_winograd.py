@@ -91,7 +91,7 @@ def test_one_image_trains_weights_without_their_matrices_in_memory_and_no_bit_ch
 
     def found(slots: int, outweigh: bool):
         monkeypatch.setattr(threads, "count", lambda: slots)
-        monkeypatch.setattr(tiles_winograd, "weights_outweigh", lambda *sizes: outweigh and sizes[4] > tiles_winograd.FEW)  # fewer terms never do
+        monkeypatch.setattr(tiles_winograd, "weights_outweigh", lambda m, rows, columns, channels, terms, lanes: outweigh and terms > tiles_winograd.FEW)  # fewer never do
         fast = tinynet.compile(model, math="winograd")
         all_of(model, fast, x, dy_of(np.float32))
         assert ("sums of chunks, transformed back (x" in fast.explain()) is not outweigh, "of all layers, or of a first one with few terms at most"
