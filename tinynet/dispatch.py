@@ -96,6 +96,9 @@ def from_environment() -> dict:
     return choices
 
 
+choices = _chosen.get  # choices() is another object whenever other kernels are chosen
+
+
 def chosen_by_hand() -> bool:
     return bool(_chosen.get()[-1] or from_environment())
 

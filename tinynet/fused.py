@@ -55,14 +55,16 @@ class Inference:
 
     def run(self, values: dict | list) -> dict:
         """The results."""
-        arena = self.trial.take()
+        trial = self.trial
+        arena = trial.take()
         try:
             self._bind(arena, values)
             found = self._bind_results(arena)
-            self.trial.play(arena)
-            self._check(arena)
+            trial.play(arena)
+            if arena.fault[0]:
+                self._complain(arena)
         finally:
-            self.trial.give(arena)
+            trial.give(arena)
         return found
 
     def renew(self) -> None:
@@ -77,6 +79,8 @@ class Inference:
         for v in self.inputs:
             value = values[v]
             array = value.data if isinstance(value, Tensor) else value
+            if arena.bound.get(v) is array:
+                continue
             if array.dtype != self.dtype and array.dtype != CLASSES:
                 array = array.astype(CLASSES)
             arena.bind(v, array if array.flags.c_contiguous else np.ascontiguousarray(array))
@@ -89,9 +93,7 @@ class Inference:
             found[v] = Tensor(array)
         return found
 
-    def _check(self, arena) -> None:
-        if not arena.fault[0]:
-            return
+    def _complain(self, arena) -> None:
         arena.fault[0] = 0
         for op, v, classes in self.targets:
             target = arena.bound[v]
@@ -113,7 +115,8 @@ class Inference:
             self._bind(arena, values)
             self._bind_results(arena)
             found.append(profile(network, arena, self._bind_rest(arena), rounds))
-            self._check(arena)
+            if arena.fault[0]:
+                self._complain(arena)
         return min(found, key=lambda each: each.seconds)
 
     def _bind_rest(self, arena) -> list:
@@ -133,7 +136,8 @@ class Differentiable(Inference):
         self._bind(arena, values)
         found = self._bind_results(arena)
         self.trial.play(arena)
-        self._check(arena)
+        if arena.fault[0]:
+            self._complain(arena)
         tensors = [self.tensors[v] if v in self.tensors else values[v] for v in self.graph.gradients]
         arrays = [arena.bound[v] for v in (*self.tensors, *self.inputs)]
         found[self.seed].made_by(Pulled(COMPILED, tensors, arrays, partial(self._pull_back, arena), partial(self.trial.give, arena)))
@@ -193,7 +197,8 @@ class Step(Inference):
                 states = self._hyper(arena) if self.optimizer is not None else ()
                 found = self._bind_results(arena)
                 self.trial.play(arena)
-                self._check(arena)
+                if arena.fault[0]:
+                    self._complain(arena)
                 gradient = arena.network.gradient
                 for v, t in self.trained:
                     t._grad = partial(gradient, arena, v)

@@ -14,6 +14,12 @@ class _Mode(threading.local):
 mode = _Mode()
 
 
+class trainings:
+    """How often the training mode of any module was set, in all threads: who has read the modes at this count need not read them again."""
+
+    count = 0
+
+
 class no_grad(ContextDecorator):
     """Inside `with no_grad():`, or a function decorated with `@no_grad()`, ops make no nodes (in this thread)."""
 

@@ -16,7 +16,7 @@ from tinynet import guard
 from tinynet.devices import here, moved, to_host
 from tinynet.geometry import check_layout, is_int, pads, pair
 from tinynet.inputs import tensor
-from tinynet.mode import no_grad, tracing
+from tinynet.mode import no_grad, tracing, trainings
 from tinynet.random import generator
 from tinynet.tensor import Tensor
 
@@ -46,6 +46,8 @@ class Module:
         if any(isinstance(v, (Parameter, Module)) for v in inside):
             raise TypeError(f"{type(self).__name__}: layers and parameters in a {type(value).__name__} ({name}) would not be found; use a Sequential, or an attribute for each")
         super().__setattr__(name, value)
+        if name == "training":
+            trainings.count += 1  # compiled functions choose their plan by it
 
     def forward(self, x):
         raise TypeError(f"{type(self).__name__} has no forward(); a Module must define one")

@@ -32,10 +32,10 @@ from types import MethodType
 import numpy as np
 
 from tinynet.captured import Captured
-from tinynet.dispatch import chosen_by_hand
+from tinynet.dispatch import choices, chosen_by_hand
 from tinynet.fused import Inference, Step
 from tinynet.kernels.graph import Unsupported
-from tinynet.mode import is_recording, traced_by, tracing
+from tinynet.mode import mode, traced_by, trainings
 from tinynet.nn import Module
 from tinynet.returned import NoPlan, Returned
 from tinynet.split import Single, Splitting
@@ -70,29 +70,36 @@ class Compiled:
     def __init__(self, function: Callable, math: str, most: int):
         self.function, self.math, self.most = function, math, most
         self.plans: OrderedDict[tuple, Plan | Captured | str] = OrderedDict()  # or the reason why there is none
+        self.latest: Latest | None = None
         self.modules: list[Module] = []  # that ran inside: their training mode chooses the plan
         self.mutex = threading.Lock()
         if not isinstance(function, Module):
             update_wrapper(self, function)
 
     def __call__(self, *args, **kwargs):
-        if tracing() is not None:  # within another compiled function, which writes down our ops as its own
+        if mode.trace is not None:  # within another compiled function, which writes down our ops as its own
             return self.function(*args, **kwargs)
-        leaves: list = []
-        key = self._key(args, kwargs, leaves)
-        plan = self.plans.get(key)
-        if plan is None:
-            return self._capture(key, leaves, args, kwargs)
+        latest = self.latest
+        if latest is not None and not kwargs and latest.again(args):
+            plan, leaves = latest.plan, args
+        else:
+            count, leaves = trainings.count, []
+            key = self._key(args, kwargs, leaves)
+            plan = self.plans.get(key)
+            if plan is None:
+                return self._capture(key, leaves, args, kwargs)
+            if len(leaves) == len(args) and not kwargs:
+                self.latest = Latest(key[0], count, plan)
         if type(plan) is str or plan.adds():
             return self.function(*args, **kwargs)
         if not plan.fits():  # a parameter has another shape or dtype, or needs no gradient any more
-            return self._capture(key, leaves, args, kwargs)
+            return self._capture(self._key(args, kwargs, leaves := []), leaves, args, kwargs)
         return plan(leaves)
 
     def _key(self, args, kwargs, leaves: list) -> tuple:
         """What chooses the plan of a call; its arrays and tensors are put into `leaves`."""
         form = _flattened((args, kwargs), leaves) if kwargs else tuple(map(_flattened, args, repeat(leaves)))
-        return form, self._training(), is_recording(), chosen_by_hand()
+        return form, self._training(), not mode.pauses, chosen_by_hand()
 
     def _training(self) -> tuple[bool, ...]:
         return tuple(map(_TRAINING, self.modules))
@@ -105,6 +112,7 @@ class Compiled:
             self.modules += new
             key = (key[0], self._training(), *key[2:])
             plan = self.plans[key] = _planned(trace, result, self.math, key[2])
+            self.latest = None
             while len(self.plans) > self.most:
                 self.plans.popitem(last=False)
         if isinstance(plan, Plan) and trace.waits and not plan.adds() and not trace.kept(plan.results):
@@ -151,6 +159,30 @@ class Compiled:
 
 
 # --- arguments ---------------------------------------------------------------------------------------------
+
+
+class Latest:
+    """By what a call with arrays and tensors is known to be like the last one: quicker than by its key.
+
+    count: of `trainings`, as it was before the key was made: a mode that was set meanwhile is noticed.
+    """
+
+    __slots__ = ("form", "count", "paused", "chosen", "plan")
+
+    def __init__(self, form: tuple, count: int, plan: Plan | Captured | str):
+        self.form, self.count, self.plan = form, count, plan
+        self.paused, self.chosen = mode.pauses > 0, choices()
+
+    def again(self, args: tuple) -> bool:
+        if self.count != trainings.count or self.paused is not (mode.pauses > 0) or self.chosen is not choices() or len(args) != len(self.form):
+            return False
+        for a, form in zip(args, self.form):
+            if type(a) is np.ndarray:
+                if form[0] != "array" or a.shape != form[1] or a.dtype != form[2]:
+                    return False
+            elif not isinstance(a, Tensor) or _flattened(a, []) != form:
+                return False
+        return True
 
 
 def _flattened(value, leaves: list):
@@ -239,18 +271,18 @@ class Plan:
 
     def fits(self) -> bool:
         """Whether what is outside is still what was captured."""
-        for place, (t, array, needs) in enumerate(self.known):
-            if (t.data is not array or t._requires_grad is not needs) and not self._still_fits(place):
+        for t, array, needs in self.known:
+            if (t.data is not array or t._requires_grad is not needs) and not self._still_fit():
                 return False
         return self.whole is None or self.whole.fits()
 
-    def _still_fits(self, place: int) -> bool:
-        """Whether a parameter's new array can take the old one's place."""
-        t, old, needs = self.known[place]
-        array = t.data
-        if (array.shape, array.dtype) != (old.shape, old.dtype) or array.flags.c_contiguous < old.flags.c_contiguous or t._requires_grad is not needs:
-            return False
-        self.known[place] = (t, array, needs)
+    def _still_fit(self) -> bool:
+        """Whether parameters' new arrays can take the old ones' places."""
+        for place, (t, old, needs) in enumerate(self.known):
+            array = t.data
+            if (array.shape, array.dtype) != (old.shape, old.dtype) or array.flags.c_contiguous < old.flags.c_contiguous or t._requires_grad is not needs:
+                return False
+            self.known[place] = (t, array, needs)
         for program in self.programs:
             program.renew()
         return True

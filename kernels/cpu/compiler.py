@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import re
 from contextlib import contextmanager
+from functools import partial
 
 from llvmlite import binding, ir
 from numba import types
@@ -54,10 +55,10 @@ def kernel_assembly(function, symbol: str = "kernel") -> str:
         return library.codegen._tm.emit_assembly(module)
 
 
-def for_python(function, count: int, symbol: str) -> tuple[bytes, list[str]]:
+def for_python(function, count: int, brief: bool, symbol: str) -> tuple[bytes, list[str]]:
     """A function of `count` int64 that returns int64, as symbol(self, arguments, count) of Python's METH_FASTCALL. Python's lock
-    is released while it runs."""
-    return _compiled(function, [types.int64] * count, types.int64, symbol, _called_from_python)
+    is released while it runs, unless it is so brief that giving the lock away and asking for it again would take longer."""
+    return _compiled(function, [types.int64] * count, types.int64, symbol, partial(_called_from_python, brief))
 
 
 @contextmanager
@@ -133,7 +134,7 @@ def _called_from_c(module, symbol: str, kinds: list, call) -> None:
     builder.ret_void()
 
 
-def _called_from_python(module, symbol: str, kinds: list, call) -> None:
+def _called_from_python(brief: bool, module, symbol: str, kinds: list, call) -> None:
     function = ir.Function(module, ir.FunctionType(_OBJECT, [_OBJECT, _OBJECT.as_pointer(), _I64]), symbol)
     builder = ir.IRBuilder(function.append_basic_block())
 
@@ -147,7 +148,8 @@ def _called_from_python(module, symbol: str, kinds: list, call) -> None:
     values = [python("PyLong_AsLongLong", _I64, builder.load(builder.gep(given, [_I64(i)]))) for i in range(len(kinds))]
     with builder.if_then(builder.icmp_unsigned("!=", python("PyErr_Occurred", _OBJECT), _OBJECT(None)), likely=False):
         builder.ret(_OBJECT(None))
-    state = python("PyEval_SaveThread", _OBJECT)
+    state = None if brief else python("PyEval_SaveThread", _OBJECT)
     value = call(builder, values)
-    python("PyEval_RestoreThread", ir.VoidType(), state)
+    if not brief:
+        python("PyEval_RestoreThread", ir.VoidType(), state)
     builder.ret(python("PyLong_FromLongLong", _OBJECT, value))

@@ -179,8 +179,9 @@ class Arena:
 
     def bind(self, key, array: np.ndarray) -> None:
         """Makes kernels look at the array for what is outside."""
-        if self.bound.get(key) is not array:
-            self.bound[key] = array
+        bound = self.bound
+        if key not in bound or bound[key] is not array:
+            bound[key] = array
             self.point(self.aims.get(key) or self._aims(key), id(array))
 
     def _aims(self, key) -> int:

@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.rows import A_LINE, ASLEEP, BED, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORKER
+from tinynet.kernels.cpu.rows import A_LINE, ASLEEP, BED, BITS, CHUNKS, FIRST, GENERATION, HEAD, HEADS, IMAGES, INSIDE, JOB, JOB_TURN, LED, MARKS, MOST_ARRAYS, OPEN, OWNERS, PHASES, ROW, ROWS, SHARED, SHARES, TURN, WORKER
 
 # --- atomic steps on memory ---------------------------------------------------------------------------
 
@@ -198,8 +198,12 @@ def alone(table):
 
 
 def lead(board, table, slots):
-    """Puts a program on the board, wakes who sleeps, and plays along until the program is over and every worker has left it."""
+    """Puts a program on the board, wakes who sleeps, and plays along until the program is over and every worker has left it. While
+    another thread leads, the workers are its own, and this one plays alone."""
     turn = _turn(table)
+    if atomic_swap(board, LED, 1) != 0:
+        _play(table, turn, 0)
+        return 0
     poke(board, JOB, table)
     poke(board, JOB_TURN, turn)
     atomic_put(board, OPEN, slots)
@@ -214,6 +218,7 @@ def lead(board, table, slots):
         looks = 0
         while atomic_get(board + 8 * WORKER * slot, INSIDE) > 0:
             looks = _wait(looks)
+    atomic_put(board, LED, 0)
     return 0
 
 

@@ -58,32 +58,30 @@ def compiled(factory, *constants) -> int:
 @cache
 def _players() -> SimpleNamespace:
     """The functions of players.py by name."""
-    return SimpleNamespace(**{name: _player(name, count) for name, count in dict(alone=1, lead=3, serve=3, aim=8, aim_alone=8, point=2, memory_of=1).items()})
+    playing, brief = dict(alone=1, lead=3, serve=3, aim_alone=8), dict(aim=8, point=2, memory_of=1)
+    return SimpleNamespace(**{name: _player(name, count, name in brief) for name, count in {**playing, **brief}.items()})
 
 
-def _player(name: str, count: int):
+def _player(name: str, count: int, brief: bool):
     """A function of players.py with so many arguments."""
 
     def make(symbol: str):
         from tinynet.kernels.cpu import compiler, players
 
-        return compiler.for_python(getattr(players, name), count, symbol)
+        return compiler.for_python(getattr(players, name), count, brief, symbol)
 
     return objects.python_function(name, objects.address(f"players.{name}", objects.FOLDER / "players.py", make))
 
 
 def play(table: int, slots: int) -> None:
     """Plays the table at an address on at most `slots` threads; its kernels see slots below that number."""
-    players, pool = _players(), threads.pool() if slots > 1 else None
-    if pool is None or not pool.mutex.acquire(False):
-        players.alone(table)  # other Python threads have the workers
+    if slots == 1:
+        _players().alone(table)
         return
-    try:
-        if pool.workers < slots - 1:
-            pool.grow(slots - 1, players.serve)
-        players.lead(pool.address, table, slots)
-    finally:
-        pool.mutex.release()
+    pool = threads.pool()
+    if pool.workers < slots - 1:
+        pool.grow(slots - 1, _players().serve)
+    _players().lead(pool.address, table, slots)
 
 
 def table_of(phases: list[tuple[list[list[int]], int, int, int]], slots: int | None = None) -> np.ndarray:

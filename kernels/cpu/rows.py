@@ -27,6 +27,7 @@ BITS = 20
 
 # The board on which callers offer programs to workers (threads.py).
 GENERATION, OPEN, JOB, JOB_TURN = 0, 1, 2, 3  # on one line, which a worker looks at: so it learns all at once
+LED = A_LINE  # whether a caller has the workers: on a line of its own, at which only callers look
 WORKER = 2 * A_LINE  # numbers for each worker, that of slot 1 after so many of the board's own
 ASLEEP, BED, INSIDE = 0, 1, A_LINE  # of one; the last is written in every program, and has a line of its own
 

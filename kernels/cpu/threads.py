@@ -44,18 +44,22 @@ class _Pool:
         memory = np.zeros(WORKER * (1 + _MOST) + A_LINE, np.int64)
         self.board = memory[-memory.__array_interface__["data"][0] % LINE // memory.itemsize :]
         self.address = self.board.__array_interface__["data"][0]
-        self.mutex = threading.Lock()  # who holds it has the workers
+        self.growing = threading.Lock()
         self.workers = 0
 
     def grow(self, workers: int, serve) -> None:
         """Starts threads, and waits until they have begun."""
-        while self.workers < workers:
-            self.workers += 1
-            worker = self.board[WORKER * self.workers :]
-            worker[ASLEEP], worker[BED] = 1, _bed()
-            threading.Thread(target=_work, args=(self, self.workers, serve), daemon=True, name=f"tinynet-{self.workers}").start()
-            while worker[ASLEEP]:
-                time.sleep(0)
+        with self.growing:
+            while self.workers < workers:
+                slot = self.workers + 1
+                worker = self.board[WORKER * slot :]
+                worker[BED], worker[ASLEEP] = _bed(), 1
+                try:
+                    threading.Thread(target=_work, args=(self, slot, serve), daemon=True, name=f"tinynet-{slot}").start()
+                    while worker[ASLEEP]:
+                        time.sleep(0)
+                finally:
+                    self.workers = slot  # one that can't be started is an error once, and then done without
 
 
 def _work(pool: _Pool, slot: int, serve) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -239,6 +241,68 @@ def test_the_training_mode_chooses_the_plan():
         for mode in (True, False, True, False):
             model.train(mode)
             np.testing.assert_allclose(fast(x).numpy(), model(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_that_only_looks_like_the_last_one_gets_its_own_plan():
+    x, runs = batch()[0], []
+
+    @tinynet.compile
+    def fast(x):
+        runs.append(1)
+        return F.max_pool2d(F.relu(x), 2)
+
+    def in_mode(x, mode):
+        with mode:
+            return fast(x)
+
+    @contextmanager
+    def by_hand():
+        with tinynet.use(conv2d="cpu.loops"), tinynet.no_grad():
+            yield
+
+    arguments = dict(array=x, fewer=x[1:], double=x.astype(np.float64), tensor=tinynet.tensor(x), leaf=tinynet.tensor(x, requires_grad=True))
+    calls = {name: partial(in_mode, argument, tinynet.no_grad()) for name, argument in arguments.items()}
+    calls |= dict(recording=partial(fast, arguments["leaf"]), by_hand=by_hand()(calls["array"]))
+    for call in calls.values():
+        call()
+    assert len(fast.plans) == len(runs) == len(calls)
+    for before in calls.values():
+        for name, call in calls.items():
+            before(), before()
+            runs.clear()
+            result = call()
+            assert len(runs) == (name == "by_hand"), f"{name}: other kernels run op by op, and only they"
+            assert (result.requires_grad, len(result), result.dtype) == (name == "recording", len(x) - (name == "fewer"), np.float64 if name == "double" else np.float32), name
+    assert len(fast.plans) == len(calls)
+
+
+def test_a_mode_that_is_set_between_calls_is_seen():
+    class Doubled(Module):
+        def forward(self, x):
+            x = F.relu(x)
+            return x + x if self.training else x
+
+    model, x = Sequential(Doubled()), np.ones((1, 2), np.float32)
+    fast, inner = tinynet.compile(model), next(m for _, m in model.children())
+    for _ in range(2):
+        for training in (True, True, False, False):
+            inner.training = training
+            assert fast(x).numpy().sum() == (4 if training else 2)
+
+
+def test_parameters_of_another_shape_are_captured_once():
+    weight, x, runs = nn.Parameter(np.ones((8, 8), np.float32)), np.ones((4, 8), np.float32), []
+
+    @tinynet.compile
+    def fast(x):
+        runs.append(1)
+        return F.relu(F.linear(x, weight))
+
+    for outputs in (8, 16):
+        weight.data = np.ones((outputs, 8), np.float32)
+        for _ in range(4):
+            assert fast(x).shape == (4, outputs)
+    assert len(runs) == 2, fast.explain()
 
 
 def test_results_belong_to_the_caller():
