@@ -16,6 +16,8 @@ implemented_later(f"{__name__}.conv2d", "conv2d", "conv2d_dx", "conv2d_dw", "con
 implemented_later(f"{__name__}.matmul", "matmul", device="cpu", variant="loops")
 implemented_later(f"{__name__}.pool2d", "max_pool2d", "max_pool2d_dx", "avg_pool2d", "avg_pool2d_dx", device="cpu", variant="loops")
 
-from tinynet.kernels.cpu import conv2d_pool, conv2d_simd, conv2d_winograd, loss, matmul_simd, optimizers, pool2d_simd, relu  # noqa: E402  (they come after `loops`)
+from tinynet.kernels.cpu import conv2d_pool, conv2d_simd, conv2d_winograd, heap, loss, matmul_simd, optimizers, pool2d_simd, relu  # noqa: E402  (they come after `loops`)
+
+heap.keep_what_is_freed()
 
 __all__ = ["conv2d_pool", "conv2d_simd", "conv2d_winograd", "loss", "matmul_simd", "optimizers", "pool2d_simd", "relu"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import platform
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -207,3 +210,29 @@ def test_a_step_between_forward_and_forward_is_fine_and_leaves_the_parameter_wri
         loss.backward()
         optimizer.step()
     model.weight.data[...] = 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have rules of their own for memory that was freed")
+def test_results_of_eager_ops_lie_in_memory_that_was_there_before(python, monkeypatch):
+    """3 MiB each: glibc would give them back at once, and every call would wait for 800 pages and more to be filled with zeros."""
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    done = python(
+        dedent("""
+        import resource
+        import numpy as np
+        from tinynet import functional as F, nn, no_grad
+
+        layer, x = nn.Conv2d(3, 32, 3), np.ones((32, 3, 30, 30), np.float32)
+        def call():
+            with no_grad():
+                return F.relu(layer(x))
+        for _ in range(5):
+            call()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            call()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
+        """)
+    )
+    assert float(done.stdout) < 80, done.stderr
