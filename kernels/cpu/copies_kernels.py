@@ -8,8 +8,9 @@ from functools import cache
 import numpy as np
 
 from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd import add, transposed
+from tinynet.kernels.cpu.simd import add, any_bit, transposed, unlike, zeros
 from tinynet.kernels.cpu.simd_memory import get, loads, loads_of_two, pointer, put, stores, stores_to_two, strided
+from tinynet.kernels.cpu.target import TARGET
 from tinynet.kernels.cpu.tiles import GATHER, PATCHES, PLACES
 
 KILOBYTE = 256  # numbers
@@ -323,19 +324,27 @@ def patches_back(T):
 @cache
 def changes(T):
     """changed(w, seen, ...): whether runs of numbers at the address w differ in any bit from what was seen of them; then they are seen now."""
-    BITS = np.int32 if T is np.float32 else np.int64
+    BITS, W = np.int32 if T is np.float32 else np.int64, TARGET.lanes(T)
 
     @inline
     def changed(w, seen, at, runs, step, length):
-        now, before, differs = pointer(w, BITS), pointer(seen, BITS), 0
-        for r in range(runs):
-            for i in range(at + r * step, at + r * step + length):
-                differs |= get(now, i) ^ get(before, i)
-        if differs == 0:
+        now, before, few = pointer(w, T), pointer(seen, T), 0
+        bits = zeros(now, 1, W)
+        if step == length:
+            runs, length = 1, runs * length
+        for first in range(at, at + runs * step, step):
+            if length < W:
+                for i in range(first, first + length):
+                    few |= get(pointer(w, BITS), i) ^ get(pointer(seen, BITS), i)
+            else:
+                for i in range(first, first + length, W):
+                    i = min(i, first + length - W)
+                    bits = unlike(bits, loads(now, i, 1, 0, 1, 0, 1, W), loads(before, i, 1, 0, 1, 0, 1, W))
+        if few == 0 and not any_bit(bits):
             return False
-        for r in range(runs):
-            for i in range(at + r * step, at + r * step + length):
-                put(before, i, get(now, i))
+        for first in range(at, at + runs * step, step):
+            for i in range(first, first + length):
+                put(pointer(seen, BITS), i, get(pointer(w, BITS), i))
         return True
 
     return changed

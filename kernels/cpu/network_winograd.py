@@ -87,7 +87,8 @@ class Winograd(Planner):
             cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=shares if by_lanes else 1, own=True, images=self.images)
         else:
             shares = self.shares(flops)
-            by_lanes = shares > ceil(outputs[0] / m)
+            down, across = (ceil(n / m) for n in outputs)
+            by_lanes = shares > (down * across if tiles_winograd.exact(m, *outputs) else down)
             cut = tiles_winograd.Tiles(m, *outputs, channels, terms, lanes, self.T, shares=1 if by_lanes else shares)
         work = self.memory(Memory(cut.work, "Winograd's transforms", self.slots))
         if own:

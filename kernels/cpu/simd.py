@@ -26,6 +26,8 @@ vectors.py has the type, and LLVM's side of it. Next on the walk: conv2d_simd.py
 
 from __future__ import annotations
 
+from functools import reduce
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -292,6 +294,37 @@ def if_equal(typing, x, test, number):
         return packed(builder, [builder.select(_compare(builder, "==", t, wanted), a, _nothing(a)) for a, t in zip(x, test)])
 
     return x(x, test, x.dtype.dtype), generate
+
+
+def _bits(builder, x):
+    """The same bits as whole numbers."""
+    return builder.bitcast(x, ir.VectorType(ir.IntType(32 if isinstance(x.type.element, ir.FloatType) else 64), x.type.count))
+
+
+@intrinsic
+def unlike(typing, seen, x, y):
+    """The bits of `seen`, and those in which x and y differ: NaNs may be alike, and 0 is not -0."""
+
+    def generate(context, builder, signature, arguments):
+        registers = zip(*(parts_of(builder, tile) for tile in arguments))
+        return packed(builder, [builder.bitcast(builder.or_(_bits(builder, s), builder.xor(_bits(builder, a), _bits(builder, b))), s.type) for s, a, b in registers])
+
+    return seen(seen, x, y), generate
+
+
+@intrinsic
+def any_bit(typing, tile):
+    """Whether any bit of its registers is set."""
+
+    def generate(context, builder, signature, arguments):
+        numbers = [_bits(builder, x) for x in parts_of(builder, arguments[0])]
+        whole = reduce(builder.or_, numbers)
+        kind = whole.type.element
+        name = f"llvm.vector.reduce.or.v{whole.type.count}i{kind.width}"
+        found = builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [whole.type]), name), [whole])
+        return builder.icmp_unsigned("!=", found, ir.Constant(kind, 0))
+
+    return types.boolean(tile), generate
 
 
 @intrinsic

@@ -92,6 +92,11 @@ def by_rows(m: int, few: int) -> bool:
     return few > 0 and (m + 2) * (few + 1) + 2 <= TARGET.registers
 
 
+def exact(m: int, rows: int, columns: int) -> bool:
+    """Whether no tile of so many outputs is moved back: then shares may split anywhere between tiles."""
+    return rows % m == columns % m == 0
+
+
 def abreast(channels: int, dtype) -> tuple[int, int]:
     """Lanes of x that are transformed at once, and of how many tiles side by side: more than one where a pixel fills no register."""
     x = fitting(channels, dtype)
@@ -129,7 +134,8 @@ class Tiles(_Cut):
             high, vectors, w, _ = _tile(m, down * group, across, channels, terms, lanes, lanes // shares, dtype, "own")
             block, count, made = down, ceil(down * across * group / high) * high, min(terms, MADE)  # no tile is moved back, or it would be added to twice
         else:
-            high, vectors, w, block = _tile(m, ceil(down / shares), across, channels, terms, lanes, lanes, dtype, "y")
+            part = ceil(down * across / shares) if exact(m, rows, columns) else ceil(down / shares) * across
+            high, vectors, w, block = _tile(m, ceil(down / shares), across, channels, terms, lanes, lanes, dtype, "y", part)
             count, made = block * across, 0
         self.constants = (m, high, vectors, w, *abreast(channels, dtype), few, int(own))
         numbers = dict(rows=rows, columns=columns, block=block, channels=channels, terms=terms, lanes=lanes, images=images, together=group)
@@ -197,12 +203,12 @@ def best_size(rows: int, columns: int) -> int:
 
 
 @lru_cache(4096)
-def _tile(m: int, down: int, across: int, channels: int, terms: int, lanes: int, most: int, dtype, kind: str) -> tuple[int, int, int, int]:
+def _tile(m: int, down: int, across: int, channels: int, terms: int, lanes: int, most: int, dtype, kind: str, part: int = 0) -> tuple[int, int, int, int]:
     """(tiles, vectors, lanes) of a register tile of the matrix products, and how many rows of tiles make a block, for down x across tiles.
 
     kind: "y", of `winograd`, which holds the weights of few terms in registers too (`by_rows`: of one vector of lanes, and one tile at a
     time); "own", where it makes them; "dx"; "dw", whose register tiles are terms x lanes.
-    most: lanes of a register tile."""
+    most: lanes of a register tile. part: how many tiles a share has, if it does not end with a row of them."""
     full, item = max(TARGET.lanes(dtype), LEAST_LANES), np.dtype(dtype).itemsize
     if kind == "y" and terms <= FEW and by_rows(m, terms):
         w = fitting(lanes, dtype)
@@ -215,12 +221,12 @@ def _tile(m: int, down: int, across: int, channels: int, terms: int, lanes: int,
             # What is added to memory must be so once: no tile may be moved back.
             if v * w > max(min(lanes, most), LEAST_LANES) or kind in ("dx", "dw") and lanes % (v * w):
                 continue
-            for r in (1, 2, 3, 4, 6, 8, 9):
-                if r * v + max(held, 1) * v + 1 > TARGET.registers or r * v > (4 if held else 28) or r > (terms if kind == "dw" else down * across) or kind == "dw" and terms % r:
+            for r in (1, 2, 3, 4, 5, 6, 8, 9):
+                if r == 5 and kind != "y" or r * v + max(held, 1) * v + 1 > TARGET.registers or r * v > (4 if held else 28) or r > (terms if kind == "dw" else down * across) or kind == "dw" and terms % r:
                     continue
                 fit = CACHE // ((m + 2) ** 2 * across * (channels + side) * item)
                 block = ceil(down / ceil(down / max(1, fit, ceil((1 if kind == "dw" else r) / across))))  # as many in each block
-                blocks = [min(block, down - top) * across for top in range(0, down, block)]
+                blocks = [min(block, down - top) * across for top in range(0, down, block)] if part == 0 or block < down else [part]
                 count = terms // r * sum(blocks) if kind == "dw" else sum(ceil(tiles / r) for tiles in blocks)
                 step = max(r * v * max(w / full, 0.5), r * 0.5 + v, 4.2) + 0.25 * (r * 0.5 + v)
                 choices.append((count * ceil(lanes / (v * w)) * step, -r * v, r, v, w, block))

@@ -54,8 +54,8 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
     OWN: u is nowhere in memory: the weights of `own` terms and V * W lanes at a time are transformed here, into scratch memory. All
     tiles of an image are one block, and those of `together` images; there may be more `images` in a call.
 
-    Shares split the images, if there are more than one; else the rows of tiles. Or, `by_lanes`, blocks of V * W channels, for which each
-    transforms x again.
+    Shares split the images, if there are more than one; else the tiles, or rows of them where tiles overlap. Or, `by_lanes`, blocks of
+    V * W channels, for which each transforms x again.
     """
     N, LANES, WINDOWS, SIDE, MATRICES, TERMS = R * V, V * W, M // 2, M + 2, (M + 2) ** 2, max(FEW, 1)
     BY_ROWS, HALF = by_rows(M, FEW), M * W  # HALF: what is stored of a row of matrices
@@ -71,30 +71,33 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
         oy, ox, add_to, mask, asked = get(row, WINOGRAD.oy), get(row, WINOGRAD.ox), get(row, WINOGRAD.add), get(row, WINOGRAD.mask), get(row, WINOGRAD.winner)
         before_y, before_x, passed_y, passed_x = get(row, WINOGRAD.add_y), get(row, WINOGRAD.add_x), get(row, WINOGRAD.mask_y), get(row, WINOGRAD.mask_x)
 
-        whole, blocks, across, even, products = rows // M, (lanes + LANES - 1) // LANES, (columns + M - 1) // M, columns // M, MATRICES * v_pitch
+        blocks, across, even, products = (lanes + LANES - 1) // LANES, (columns + M - 1) // M, columns // M, MATRICES * v_pitch
         made, own, own_pitch = products + MATRICES * m_pitch, get(row, WINOGRAD.own), get(row, WINOGRAD.u_pitch)
         taps, w, w_term, w_lane = made + MATRICES * own_pitch, pointer(get(row, WINOGRAD.u), T), get(row, WINOGRAD.w_term), get(row, WINOGRAD.w_lane)
         count, flip = get(row, WINOGRAD.count), get(row, WINOGRAD.flip)
-        begin, end, first_block, last_block, last = 0, whole, 0, blocks, image + images
+        begin, end, first_block, last_block, last = 0, (rows + M - 1) // M * across, 0, blocks, image + images
         if get(row, WINOGRAD.by_lanes) != 0:
             first_block, last_block = blocks * share // shares, blocks * (share + 1) // shares
         elif images > 1:
             image, last = images * share // shares, images * (share + 1) // shares
         else:
-            begin, end = whole * share // shares, whole * (share + 1) // shares
-        # A last row of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
-        # one share does both, in order, so that the result does not depend on who is first.
-        if begin < end == whole:
-            end = (rows + M - 1) // M
+            # A last row or column of tiles that was moved back computes some outputs of the one before again, and rounds them otherwise:
+            # one share does both, in order, so that the result does not depend on who is first.
+            unit = 1 if rows % M == 0 and columns % M == 0 else across
+            units = rows // M * across // unit
+            begin, end = units * share // shares * unit, units * (share + 1) // shares * unit if share + 1 < shares else end
         for first in range(image, last, together):
             group = min(together, last - first)
-            for top in range(begin, end, block):
-                each = min(block, end - top) * across
+            for top in range(begin // across, (end + across - 1) // across, block):
+                tile, past = max(begin, top * across), min(end, (top + block) * across)
+                each = past - tile
                 tiles = group * each
                 for n in range(group):
                     x = place(row, WINOGRAD.x, first + n, slot, T)
-                    for t in range(0, each, across):
-                        enter(x, min((top + t // across) * M, rows - M) * iy, iy, ix, columns, even, across, channels, work, (n * each + t) * channels, v_pitch)
+                    for r in range(tile // across, (past + across - 1) // across):
+                        left, right = max(tile - r * across, 0), min(past - r * across, across)
+                        at, to = min(r * M, rows - M) * iy + left * M * ix, n * each + r * across + left - tile
+                        enter(x, at, iy, ix, columns - left * M, min(even, right) - left, right - left, channels, work, to * channels, v_pitch)
                 for b in range(first_block, last_block):
                     o = min(b * LANES, lanes - LANES)
                     if OWN:
@@ -125,7 +128,7 @@ def winograd(M, R, V, W, X, ABREAST, FEW, OWN, POOL, T):
                         y, winner = place(row, WINOGRAD.y, first + n, slot, T), place(row, WINOGRAD.winner, first + n, slot, T)
                         before, passed = place(row, WINOGRAD.add, first + n, slot, T), place(row, WINOGRAD.mask, first + n, slot, T)
                         for t in range(each):
-                            i, j, at = min((top + t // across) * M, rows - M), min(t % across * M, columns - M), products + (n * each + t) * LANES - o
+                            i, j, at = min((tile + t) // across * M, rows - M), min((tile + t) % across * M, columns - M), products + (n * each + t) * LANES - o
                             for lane in range(o, o + LANES, W):
                                 if BY_ROWS:
                                     acc = half_to_outputs(loads(work, products + (n * each + t) * SIDE * HALF, SIDE, HALF, M, W, 1, W), M, M)

@@ -269,6 +269,32 @@ def test_the_largest_number_of_a_register_wherever_it_is_and_a_nan_wins(W, T):
             np.testing.assert_array_equal(play(largest_of, (W, T), np.zeros(1, T), x), T([found]))
 
 
+def unlike_of(W, T):
+    def kernel(row, image, slot, chunk, share, shares):
+        x, y, z = pointer(get(row, 0), T), pointer(get(row, 1), T), pointer(get(row, 2), T)
+        bits = simd.unlike(zeros(x, 2, W), loads(x, 0, 1, 0, 1, 0, 2, W), loads(y, 0, 1, 0, 1, 0, 2, W))
+        nothing = simd.unlike(bits, loads(y, 0, 1, 0, 1, 0, 2, W), loads(y, 0, 1, 0, 1, 0, 2, W))
+        put(z, 0, 1.0 if simd.any_bit(bits) else 0.0)
+        put(z, 1, 1.0 if simd.any_bit(nothing) else 0.0)
+
+    return kernel
+
+
+@pytest.mark.parametrize("T", DTYPES)
+@pytest.mark.parametrize("W", WIDTHS)
+def test_registers_are_unlike_if_any_bit_is_and_stay_so(W, T):
+    x = np.full(2 * W, np.nan, T)
+    x[1] = 0
+    assert_same(play(unlike_of, (W, T), np.full(2, -1, T), x, x.copy()), T([0, 0]))
+    for lane in range(2 * W):
+        y = x.copy()
+        y.view(np.int32 if T is np.float32 else np.int64)[lane] ^= 1 << (lane % 23)
+        assert_same(play(unlike_of, (W, T), np.full(2, -1, T), x, y), T([1, 1]))
+    y = x.copy()
+    y[1] = -0.0
+    assert_same(play(unlike_of, (W, T), np.full(2, -1, T), x, y), T([1, 1]))
+
+
 MATRICES = {1: ((2, -1), (2, 1), (0, 0.5)), 2: ((1, 0), (-1, 3)), 3: ((1, 2, 4), (1, -2, 4), (0, 5, -5), (1, 1, 0))}
 
 
