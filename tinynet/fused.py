@@ -89,7 +89,7 @@ class Inference:
         found = {}
         for v, key, shape in self.results:
             array = np.empty(shape, self.dtype)
-            arena.bind(key, array)
+            arena.bind_new(key, array)
             found[v] = Tensor(array)
         return found
 

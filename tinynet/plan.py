@@ -235,6 +235,7 @@ class Plan:
     def __init__(self, trace: Trace, result, math: str, recording: bool):
         self.returned = Returned(trace, result)
         self.results = self.returned.results
+        self.alone = self.returned.form[1] if self.returned.form[0] == "value" else None  # one tensor is all that it returns
         splitting = Splitting(trace, self.results, recording, math)
         self.root, self.optimizer, self.apart = splitting.root, trace.optimizer, ""
         self.whole = self._whole_step(splitting)
@@ -292,7 +293,8 @@ class Plan:
         return self.whole is not None and self.whole.adds()
 
     def __call__(self, leaves: list):
-        return self.returned.filled(self.play(leaves))
+        values = self.play(leaves) if self.only is None else self.only.run(leaves)
+        return values[self.alone] if self.alone is not None else self.returned.filled(values)
 
     def play(self, leaves: list) -> dict:
         """The values of a call, by number: the results are among them."""

@@ -20,6 +20,8 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler
 
+from tinynet.kernels.cpu.jit import APART
+
 # A loop's start at a whole cache line. At 16 bytes, which is usual, a kernel's innermost loop took up to a seventh longer on Zen 3 whenever a
 # change elsewhere had moved it: the processor keeps decoded instructions by lines of code.
 if binding.get_process_triple().startswith("x86_64"):
@@ -106,6 +108,9 @@ def _optimised(function, arguments: list, result, symbol: str, entry) -> tuple:
         for part in (*module.functions, *module.global_variables):
             if not part.is_declaration and part.name != symbol:
                 part.linkage = "internal"
+        for part in module.functions:
+            if not part.is_declaration and APART in part.name:
+                part.add_function_attribute("noinline")
         library._final_module = module = _not_unrolled(module)
         library._optimize_final_module()
         module.verify()

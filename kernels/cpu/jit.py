@@ -24,6 +24,16 @@ _SETTINGS = dict(nogil=True, error_model="numpy")
 # _nrt: they own no memory, so no references are counted. numba would look for some in every register of every tile.
 _WITHIN = dict(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False, **_SETTINGS)
 inline = numba.njit(fastmath={"contract"}, **_WITHIN)
+# The same, but a call in machine code, too: then registers are shared out for it alone. Where a kernel has much else to remember, LLVM
+# keeps the addresses of a large tile in memory otherwise, and reads each of them before what lies there.
+APART = "_apart"  # by which the compiler knows one
+
+
+def apart(function):
+    function.__qualname__ += APART
+    return inline(function)
+
+
 # As in a kernel itself nothing becomes an FMA but what says so: for what must have the same bits wherever it is computed. (Said
 # outright: left out, fastmath would be that of whoever calls it first.)
 inline_as_written = numba.njit(fastmath=False, **_WITHIN)

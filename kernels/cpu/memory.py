@@ -179,10 +179,13 @@ class Arena:
 
     def bind(self, key, array: np.ndarray) -> None:
         """Makes kernels look at the array for what is outside."""
-        bound = self.bound
-        if key not in bound or bound[key] is not array:
-            bound[key] = array
-            self.point(self.aims.get(key) or self._aims(key), id(array))
+        if self.bound.get(key) is not array:
+            self.bind_new(key, array)
+
+    def bind_new(self, key, array: np.ndarray) -> None:
+        """The same, of an array that was not bound before."""
+        self.bound[key] = array
+        self.point(self.aims.get(key) or self._aims(key), id(array))
 
     def _aims(self, key) -> int:
         self.lists[key] = aimed(self.outside.get(key, []))

@@ -164,29 +164,53 @@ def fetch(typing, p, i, rows, row_step, count, written):
     return types.void(p, types.int64, rows, types.int64, count, written), generate
 
 
+def _lanes(builder, x, y, order):
+    """A register of these numbers of x and, counted on behind them, of y."""
+    return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(order)), list(order)))
+
+
+def _exchanged(builder, blocks: list, w: int) -> list:
+    """For each c below n, the number of blocks, a register of every n-th piece of w lanes from piece c on. n: a power of 2."""
+    whole = blocks[0].type.count
+    orders = [[at + k for at in range(odd * w, 2 * whole, 2 * w) for k in range(w)] for odd in (0, 1)]
+    for _ in range(len(blocks).bit_length() - 1):  # the even pieces of each pair in one register, the odd ones in another
+        blocks = [_lanes(builder, x, y, order) for order in orders for x, y in zip(blocks[::2], blocks[1::2])]
+    return blocks
+
+
 @intrinsic(prefer_literal=True)
-def side_by_side(typing, p, i, rows, row_step, columns, column_step, pieces, piece_step, w):
-    """One register at each of rows x columns places, made of `pieces` of w lanes that are piece_step apart in memory."""
-    r, c, n, lanes = (constant(k, what) for k, what in ((rows, "rows"), (columns, "columns"), (pieces, "pieces"), (w, "w")))
-    if n & (n - 1):
-        raise TypingError(f"simd_memory.side_by_side: the number of pieces must be a power of 2; got {n}")
+def windows(typing, p, i, rows, row_step, columns, apart, abreast, w):
+    """`abreast` windows of rows x columns pixels, each `apart` pixels to the right of the one before: a register for each pixel of a window.
+    A pixel is w numbers, and pixels of a row lie side by side: so as many as a register holds are read at once, and sorted by window.
+
+    apart, abreast: powers of 2; columns: from `apart` to twice as many.
+    """
+    r, c, step, n, lanes = (constant(k, what) for k, what in ((rows, "rows"), (columns, "columns"), (apart, "apart"), (abreast, "abreast"), (w, "w")))
+    if step & (step - 1) or n & (n - 1) or not step <= c <= 2 * step:
+        raise TypingError(f"simd_memory.windows: {n} windows of {c} columns can't be {step} apart; apart and abreast must be powers of 2, and columns from apart to twice as many")
     tile = tile_of(element_of(p), r * c, n * lanes)
 
     def generate(context, builder, signature, arguments):
-        start = builder.gep(arguments[0], [arguments[1]])
-        piece = ir.VectorType(context.get_value_type(tile.dtype).element, lanes)
+        whole = context.get_value_type(tile.dtype)
+        piece = ir.VectorType(whole.element, lanes)
 
-        def joined(place):
-            found = [load_vector(builder, builder.gep(start, [builder.add(place, builder.mul(arguments[7], i64(k)))]), piece) for k in range(n)]
-            while len(found) > 1:  # pairs, then pairs of pairs
-                count = found[0].type.count
-                order = ir.Constant(ir.VectorType(I32, 2 * count), list(range(2 * count)))
-                found = [builder.shuffle_vector(a, b, order) for a, b in zip(found[::2], found[1::2])]
-            return found[0]
+        def read(row: int, pixel: int, vector):
+            place = builder.add(builder.add(arguments[1], builder.mul(arguments[3], i64(row))), i64(pixel * lanes))
+            return load_vector(builder, builder.gep(arguments[0], [place]), vector)
 
-        return packed(builder, [joined(place) for place in offsets(builder, r, arguments[3], c, arguments[5])])
+        found = []
+        for row in range(r):
+            registers: list = []
+            for first in range(0, step, n):
+                registers += _exchanged(builder, [read(row, first + k * max(step, n), whole) for k in range(min(step, n))], lanes)
+            for pixel in range(step, c):  # what the window to the right has `apart` pixels before; and the last window's own
+                last = read(row, pixel + step * (n - 1), piece)
+                last = _lanes(builder, last, last, [k % lanes for k in range(n * lanes)])
+                registers.append(_lanes(builder, registers[pixel - step], last, range(lanes, lanes + n * lanes)))
+            found += registers
+        return packed(builder, found)
 
-    return tile(p, types.int64, rows, types.int64, columns, types.int64, pieces, types.int64, w), generate
+    return tile(p, types.int64, rows, types.int64, columns, apart, abreast, w), generate
 
 
 @intrinsic(prefer_literal=True)

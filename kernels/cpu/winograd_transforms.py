@@ -7,8 +7,8 @@ from functools import cache
 
 from tinynet.kernels.cpu.congruence import congruence, from_left
 from tinynet.kernels.cpu.copies_kernels import transpose, zero
-from tinynet.kernels.cpu.jit import inline
-from tinynet.kernels.cpu.simd_memory import loads, side_by_side, stores
+from tinynet.kernels.cpu.jit import apart, inline
+from tinynet.kernels.cpu.simd_memory import loads, stores, windows
 from tinynet.kernels.cpu.tiles_winograd import A, B, G
 
 
@@ -25,25 +25,32 @@ half_to_outputs = from_left(_turned(A))  # A^T m; and of a row of m, taken as a 
 @cache
 def entering(M, X, ABREAST):
     """A function that transforms the patches of x for a row of tiles, whose first begins at x[at]; the first `even` of them
-    lie M pixels apart, the last may have been moved back. Where X lanes are all channels of a pixel, ABREAST such tiles fill a register."""
+    lie M pixels apart, the last may have been moved back. Where X lanes are all channels of a pixel, and pixels lie side by side, ABREAST
+    such tiles fill a register."""
     SIDE, TOGETHER = M + 2, ABREAST * X
     MATRICES = SIDE**2
+
+    @apart
+    def abreast(x, at, iy, work, to, v_pitch):
+        stores(work, to, MATRICES, v_pitch, 1, 0, 1, TOGETHER, of_images(windows(x, at, SIDE, iy, SIDE, M, ABREAST, X), M))
+
+    @apart
+    def one(x, at, iy, ix, work, to, v_pitch):
+        stores(work, to, MATRICES, v_pitch, 1, 0, 1, X, of_images(loads(x, at, SIDE, iy, SIDE, ix, 1, X), M))
 
     @inline
     def enter(x, at, iy, ix, columns, even, across, channels, work, to, v_pitch):
         done = 0
-        if ABREAST > 1 and even >= ABREAST:
+        if ABREAST > 1 and even >= ABREAST and ix == X:
             for t in range(0, even, ABREAST):
                 t = min(t, even - ABREAST)
-                patches = side_by_side(x, at + t * M * ix, SIDE, iy, SIDE, ix, ABREAST, M * ix, X)
-                stores(work, to + t * X, MATRICES, v_pitch, 1, 0, 1, TOGETHER, of_images(patches, M))
+                abreast(x, at + t * M * X, iy, work, to + t * X, v_pitch)
             done = even
         for t in range(done, across):
             j = min(t * M, columns - M)
             for c in range(0, channels, X):
                 c = min(c, channels - X)
-                patch = loads(x, at + j * ix + c, SIDE, iy, SIDE, ix, 1, X)
-                stores(work, to + t * channels + c, MATRICES, v_pitch, 1, 0, 1, X, of_images(patch, M))
+                one(x, at + j * ix + c, iy, ix, work, to + t * channels + c, v_pitch)
 
     return enter
 

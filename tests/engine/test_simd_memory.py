@@ -36,24 +36,27 @@ def test_loads_and_stores_move_registers_between_places(rows, columns, vectors, 
     assert_same(play(copies, (rows, columns, vectors, W, T), y, x), want)
 
 
-def joined(PIECES, W, T):
-    LANES = PIECES * W
+def windows_of(APART, ABREAST, W, T):
+    columns, lanes = APART + 2, ABREAST * W
+    count = 3 * columns
 
     def kernel(row, image, slot, chunk, share, shares):
         x, y = pointer(get(row, 0), T), pointer(get(row, 1), T)
-        stores(y, 0, 1, 0, 1, 0, 6, LANES, simd_memory.side_by_side(x, 1, 2, 150, 3, 40, PIECES, 7, W))
+        stores(y, 0, 1, 0, 1, 0, count, lanes, simd_memory.windows(x, W, 3, 300, columns, APART, ABREAST, W))
 
     return kernel
 
 
 @pytest.mark.parametrize("T", DTYPES)
 @pytest.mark.parametrize("W", [1, 2, 4, 8])
-@pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_a_register_of_pieces_that_lie_apart(pieces, W, T):
-    x, lanes = np.arange(300).astype(T), pieces * W
-    y = play(joined, (pieces, W, T), np.zeros((6, lanes), T), x)
-    for place in range(6):
-        assert_same(y[place], x[1 + place // 3 * 150 + place % 3 * 40 + (7 * np.arange(pieces)[:, None] + np.arange(W))].ravel())
+@pytest.mark.parametrize("apart, abreast", [(2, 2), (2, 4), (4, 2), (4, 4), (2, 8)])
+def test_windows_abreast_are_sorted_by_their_pixels(apart, abreast, W, T):
+    columns = apart + 2
+    x = np.arange(900).astype(T)
+    pixels = x.reshape(3, 300)[:, : 300 // W * W].reshape(3, -1, W)[:, 1:]
+    y = play(windows_of, (apart, abreast, W, T), np.zeros((3, columns, abreast, W), T), x)
+    for k in range(abreast):
+        assert_same(y[:, :, k], pixels[:, k * apart : k * apart + columns])
 
 
 def every_few(STEP, W, T):
