@@ -83,9 +83,7 @@ def array_module(device: str):
 
 def to_host(array) -> np.ndarray:
     """The array as numpy's; not copied if it is already on the host."""
-    if type(array) is np.ndarray:
-        return array
-    return shared(array).get() if on_gpu(array) else np.asarray(array)
+    return array if type(array) is np.ndarray else shared(array).get() if on_gpu(array) else np.asarray(array)
 
 
 def moved(array, device: str):

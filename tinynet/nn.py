@@ -7,6 +7,7 @@ they were set; their names, joined by dots, are the keys of `state_dict`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import wraps
 from math import sqrt
 
 import numpy as np
@@ -173,9 +174,23 @@ def _check_positive(value: int, where: str, name: str) -> None:
         raise ValueError(f"{where}: {name} must be an int >= 1; got {value!r}")
 
 
+def _keywords(init):
+    """A layer's `__init__`, which names what may be given by position, and the rest, where Python's own error counts them."""
+    first, rest = init.__code__.co_varnames[1 : init.__code__.co_argcount], list(init.__kwdefaults__)
+
+    @wraps(init)
+    def checked(self, *args, **kwargs):
+        if len(args) > len(first):
+            raise TypeError(f"{type(self).__name__}: {len(args)} arguments were given by position; only {', '.join(first)} can be: give {', '.join(rest)} by keyword, {rest[0]}={args[len(first)]!r} for example")
+        init(self, *args, **kwargs)
+
+    return checked
+
+
 class Conv2d(Module):
     """weight (out_channels, in_channels/groups, kh, kw), bias (out_channels,); see ops/conv2d.py."""
 
+    @_keywords
     def __init__(self, in_channels: int, out_channels: int, kernel_size, *, stride=1, padding=0, dilation=1, groups=1, bias=True, layout="NCHW"):
         for name, value in dict(in_channels=in_channels, out_channels=out_channels, groups=groups).items():
             _check_positive(value, "Conv2d", name)
@@ -226,6 +241,7 @@ class _Pool2d(Module):
 
 
 class MaxPool2d(_Pool2d):
+    @_keywords
     def __init__(self, kernel_size, *, stride=None, padding=0, dilation=1, ceil_mode=False, layout="NCHW"):
         super().__init__(kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode, layout=layout)
 
@@ -234,6 +250,7 @@ class MaxPool2d(_Pool2d):
 
 
 class AvgPool2d(_Pool2d):
+    @_keywords
     def __init__(self, kernel_size, *, stride=None, padding=0, ceil_mode=False, count_include_pad=True, layout="NCHW"):
         super().__init__(kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad, layout=layout)
 

@@ -29,12 +29,10 @@ class Tensor:
     __array_ufunc__ = None  # so that `ndarray + Tensor` is ours to answer, not an array of objects
 
     def __init__(self, data, requires_grad: bool = False, device: str = "cpu"):
-        if isinstance(data, np.ndarray) and device == "cpu":
-            self.data, self.device = data, device
-        else:
-            self.data = data if isinstance(data, np.ndarray) else _as_array(data)
-            self.device = home_of(self.data, device)
+        plain = isinstance(data, np.ndarray)
+        self.data = data if plain else _as_array(data)
         self._grad = self.node = None
+        self.device = device if plain and device == "cpu" else home_of(self.data, device)
         self._requires_grad = False
         if requires_grad:
             self.requires_grad = True

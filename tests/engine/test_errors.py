@@ -150,6 +150,8 @@ TABLE = {
     "MaxPool2d: stride": (ValueError, lambda: nn.MaxPool2d(2, stride=0), "MaxPool2d: stride must be | got 0"),
     "load_state_dict: no mapping": (TypeError, lambda: nn.Linear(2, 3).load_state_dict(None), "load_state_dict: expected a mapping of names to arrays | got NoneType"),
     "Conv2d: layout": (ValueError, lambda: nn.Conv2d(3, 8, 3, layout="HWCN"), "Conv2d: layout must be"),
+    "MaxPool2d: stride by position": (TypeError, lambda: nn.MaxPool2d(2, 2), "MaxPool2d: 2 arguments were given by position; only kernel_size can be: give stride, | by keyword, stride=2 for example"),
+    "Conv2d: stride by position": (TypeError, lambda: nn.Conv2d(3, 8, 3, 1), "Conv2d: 4 arguments | only in_channels, out_channels, kernel_size can be | stride=1 for example"),
     "MaxPool2d: kernel": (ValueError, lambda: nn.MaxPool2d((2, 2, 2)), "MaxPool2d: kernel_size must be | got (2, 2, 2)"),
     "Linear: features": (ValueError, lambda: nn.Linear(2.0, 3), "Linear: in_features must be an int >= 1; got 2.0"),
     "Sequential of a function": (TypeError, lambda: nn.Sequential(F.relu), "Sequential: expected a Module; got Op; wrap a function in a Module, or use nn.ReLU(), nn.Flatten(), ..."),
