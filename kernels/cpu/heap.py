@@ -20,5 +20,5 @@ MOST = 32 << 20  # bytes: of larger blocks glibc does not learn
 
 
 def keep_what_is_freed() -> None:
-    """Frees a block of almost 32 MiB that nobody has touched: it takes 20 us, and no memory."""
+    """Frees a block of almost 32 MiB that nobody has touched: no memory is taken for it."""
     np.empty(MOST - (64 << 10), np.uint8)
