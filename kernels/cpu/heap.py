@@ -9,8 +9,10 @@ call below).
 The C library learns: when a block is freed that it had asked the system for, blocks of that size stay with the process from
 then on, and so does twice as much at the heap's end; of blocks of more than 32 MiB it learns nothing. Programs get there by and by,
 whenever they free something large; we do it at once. Not to the end: what stays is added to what the largest results take, and with
-32 MiB a training step of 512 images of network A needs a quarter more memory at most, with 24 no more than without. It holds for the whole process, as any large array that is freed does. Who sets glibc's own
-variables (MALLOC_TRIM_THRESHOLD_ and the like) has chosen already, and nothing changes; other C libraries have other rules.
+32 MiB a training step of 512 images of network A needs a quarter more memory at most, with 24 no more than without.
+
+It holds for the whole process, as any large array that is freed does. Who sets glibc's own variables (MALLOC_TRIM_THRESHOLD_ and the
+like) has chosen already, and nothing changes; other C libraries have other rules.
 """
 
 from __future__ import annotations
