@@ -83,7 +83,7 @@ class Inference:
                 continue
             if array.dtype != self.dtype and array.dtype != CLASSES:
                 array = array.astype(CLASSES)
-            arena.bind(v, array if array.flags.c_contiguous else np.ascontiguousarray(array))
+            arena.bind_new(v, array if array.flags.c_contiguous else np.ascontiguousarray(array))
 
     def _bind_results(self, arena) -> dict:
         found = {}

@@ -235,7 +235,6 @@ class Plan:
     def __init__(self, trace: Trace, result, math: str, recording: bool):
         self.returned = Returned(trace, result)
         self.results = self.returned.results
-        self.alone = self.returned.form[1] if self.returned.form[0] == "value" else None  # one tensor is all that it returns
         splitting = Splitting(trace, self.results, recording, math)
         self.root, self.optimizer, self.apart = splitting.root, trace.optimizer, ""
         self.whole = self._whole_step(splitting)
@@ -243,7 +242,8 @@ class Plan:
         if all(isinstance(part, Single) for part in self.parts):
             raise NoPlan("; ".join(dict.fromkeys(part.reason for part in self.parts)))
         self.programs = [part for part in self.parts if not isinstance(part, Single)]
-        self.only = self.parts[0] if len(self.parts) == 1 and type(self.parts[0]) in (Inference, Step) else None  # then nothing else is to be done
+        if len(self.parts) == 1 and type(self.parts[0]) in (Inference, Step):
+            self.play = self.parts[0].run  # nothing else is to be done
         places = {id(argument): place for place, argument in enumerate(trace.arguments)}
         self.zeroed = [places.get(id(t), t) for t in trace.zeroed]  # tensors, or the places of arguments
         self.tensors = [t for t in trace.outside.values() if isinstance(t, Tensor)]
@@ -293,13 +293,10 @@ class Plan:
         return self.whole is not None and self.whole.adds()
 
     def __call__(self, leaves: list):
-        values = self.play(leaves) if self.only is None else self.only.run(leaves)
-        return values[self.alone] if self.alone is not None else self.returned.filled(values)
+        return self.returned.filled(self.play(leaves))
 
     def play(self, leaves: list) -> dict:
         """The values of a call, by number: the results are among them."""
-        if self.only is not None:
-            return self.only.run(leaves)
         values = dict(enumerate(leaves))
         if self.root is None:
             self._play(values)
