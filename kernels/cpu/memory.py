@@ -9,6 +9,8 @@ memory for every image. Both are three numbers to a kernel: address, bytes a slo
 
 from __future__ import annotations
 
+import mmap
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,11 +141,22 @@ class Program:
     outside: dict
 
 
+def _pages(size: int) -> np.ndarray:
+    """So many zeros that come from the system, and go back to it with whoever has them last: the heap keeps what it gets back (heap.py), and
+    writes zeros into all of what was used before."""
+    if os.name == "nt":
+        return np.zeros(size, np.uint8)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # Python's default would be shared with a forked process
+    if size >= 4 << 20 and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)  # as numpy does
+    return np.frombuffer(pages, np.uint8)
+
+
 class Arena:
     """The memory of a program, and tables whose addresses are in it. Calls that run at once have one each."""
 
     def __init__(self, size: int, programs: list[Program]):
-        memory = np.zeros(size + LINE, np.uint8)
+        memory = _pages(size + LINE)
         self.memory = memory[-address_of(memory) % LINE :]
         self.base = address_of(self.memory)
         self.tables: list[np.ndarray] = []

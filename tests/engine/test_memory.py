@@ -236,3 +236,33 @@ def test_results_of_eager_ops_lie_in_memory_that_was_there_before(python, monkey
         """)
     )
     assert float(done.stdout) < 80, done.stderr
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="asks Linux how much memory the process has")
+def test_a_program_s_memory_goes_back_to_the_system_and_is_no_forked_process_s(python):
+    """16 MiB: the heap would keep as much."""
+    done = python(
+        dedent("""
+        import os
+        import psutil
+        from tinynet.kernels import cpu
+        from tinynet.kernels.cpu.memory import Arena
+
+        resident = lambda: psutil.Process().memory_info().rss / 2**20
+        Arena(1, [])  # what loads code, once
+        before = resident()
+        arena = Arena(16 << 20, [])
+        arena.memory[:] = 1
+        held = resident()
+        child = os.fork()
+        if child == 0:
+            arena.memory[:] = 2
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(held - before, arena.memory.max())
+        del arena
+        print(resident() - before)
+        """)
+    )
+    held, largest, left = map(float, done.stdout.split())
+    assert held > 15 and largest == 1 and left < 2, done.stderr
